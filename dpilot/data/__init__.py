@@ -1,0 +1,26 @@
+"""Files, and where they are: names, manifests, stores, and verified copies between them. Knows fsspec, not Dask."""
+
+from dpilot.data.checksum import Hasher
+from dpilot.data.manifest import FileEntry, Manifest
+from dpilot.data.names import check_name, check_pattern, collect
+from dpilot.data.sources import Source, expand_sources
+from dpilot.data.staging import stage_in, stage_out
+from dpilot.data.store import Store
+from dpilot.data.transfer import copy_unit, download, upload
+
+__all__ = [
+    "FileEntry",
+    "Hasher",
+    "Manifest",
+    "Source",
+    "Store",
+    "check_name",
+    "check_pattern",
+    "collect",
+    "copy_unit",
+    "download",
+    "expand_sources",
+    "stage_in",
+    "stage_out",
+    "upload",
+]

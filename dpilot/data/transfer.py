@@ -1,0 +1,331 @@
+"""Moving files between sources, stores and directories: streamed, several at once, every byte verified."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpilot.data.checksum import Hasher
+from dpilot.data.location import LocalLocation, Location, locate
+from dpilot.data.manifest import FileEntry, Manifest
+from dpilot.data.names import check_names, is_within
+from dpilot.data.sources import Source
+from dpilot.data.store import Store
+from dpilot.errors import ChecksumError, DataError, PilotError, StagingError
+
+__all__ = ["MAX_TRANSFERS", "OnBytes", "copy_unit", "download", "upload"]
+
+MAX_TRANSFERS = 8
+
+#: Called with the number of bytes that have just moved, by one thread at a time. An exception in it
+#: ends the transfer, which is also the way to cancel one.
+OnBytes = Callable[[int], object]
+
+
+def upload(
+    sources: Mapping[str, Source],
+    store: Store,
+    du: str,
+    *,
+    producer: str | None = None,
+    room: int | None = None,
+    max_transfers: int = MAX_TRANSFERS,
+    on_bytes: OnBytes | None = None,
+    taken: type[PilotError] = DataError,
+) -> Manifest:
+    """Bring files into a store, as a new data unit or as further files of one that it has.
+
+    Parameters
+    ----------
+    sources : mapping of str to Source
+        By the file's name in the data unit; may be empty.
+    store : Store
+    du : str
+        The data unit's id.
+    producer : str, optional
+        The compute unit that wrote the files. All files that it wrote before into this data unit are replaced.
+    room : int, optional
+        How many bytes are free in the store; by default its limit decides, if it has one.
+    max_transfers : int
+        How many files are moved at the same time.
+    on_bytes : callable, optional
+        Told of progress, see :data:`OnBytes`.
+    taken : type
+        The error for a name that is taken.
+
+    Returns
+    -------
+    Manifest
+        Of the whole data unit as it is in the store now.
+
+    Raises
+    ------
+    DataError
+        If the data unit has a file of that name from another producer (see `taken`).
+    StoreFullError
+        If the files do not fit.
+    StoreError
+        If a source cannot be read, or the store not written. Whatever fails, nothing of the attempt is left.
+    """
+    old = store.find_manifest(du) or Manifest(du, (), time.time())
+    own = [entry.name for entry in old.files if producer is not None and entry.producer == producer]
+    kept = old.without(own)
+    for name in sources:
+        if name in kept:
+            by = kept[name].producer or "a client"
+            raise taken(f"data unit {du} has a file {name!r} already, from {by}; choose another name", name=name, du=du)
+    check_names([*kept.names, *sources])
+    freed = sum(old[name].nbytes for name in own)
+    store.check_room(sum(source.nbytes or 0 for source in sources.values()) - freed, room)
+    if own:
+        # The files that are about to be replaced leave the manifest before they change.
+        _declare(store, kept)
+        store.discard_files(du, own)
+    unit = store.unit(du)
+    moves = [_Move(name, s.location, unit.child(name), nbytes=s.nbytes) for name, s in sources.items()]
+
+    def complete(entries: Iterable[FileEntry]) -> Manifest:
+        files = tuple(FileEntry(e.name, e.nbytes, e.checksum, producer) for e in entries)
+        added = Manifest(du, files, time.time(), producer)
+        store.verify_sizes(added)
+        manifest = kept.merged(added)
+        store.write_manifest(manifest)
+        return manifest
+
+    return _into_store(store, du, moves, complete, max_transfers, on_bytes)
+
+
+def copy_unit(
+    source: Store,
+    target: Store,
+    manifest: Manifest,
+    *,
+    room: int | None = None,
+    max_transfers: int = MAX_TRANSFERS,
+    on_bytes: OnBytes | None = None,
+) -> Manifest:
+    """Copy a data unit from one store to another. Where it is there already, nothing is done.
+
+    Parameters
+    ----------
+    source, target : Store
+    manifest : Manifest
+        What `source` has.
+    room, max_transfers, on_bytes
+        As in :func:`upload`.
+
+    Returns
+    -------
+    Manifest
+        Of the new replica.
+
+    Raises
+    ------
+    ChecksumError
+        If a file is not what the manifest promises; the message names file, source and target.
+    StoreError
+        If `source` cannot be read or `target` not written. Nothing of the attempt is left.
+    StoreFullError
+        If the data unit does not fit.
+    """
+    du = manifest.du
+    there = target.find_manifest(du)
+    if there is not None and there.files == manifest.files:
+        return there
+    target.check_room(manifest.nbytes - (there.nbytes if there else 0), room)
+    if there is not None:  # another version of it
+        target.remove(du)
+    giver, taker = source.unit(du), target.unit(du)
+    moves = [_Move(e.name, giver.child(e.name), taker.child(e.name), e.nbytes, e) for e in manifest.files]
+
+    def complete(entries: Iterable[FileEntry]) -> Manifest:
+        copied = Manifest(du, tuple(entries), manifest.created, manifest.producer)
+        target.verify_sizes(copied)
+        target.write_manifest(copied)
+        return copied
+
+    return _into_store(target, du, moves, complete, max_transfers, on_bytes)
+
+
+def download(
+    store: Store,
+    manifest: Manifest,
+    target_dir: Path,
+    names: Collection[str] | None = None,
+    *,
+    max_transfers: int = MAX_TRANSFERS,
+    on_bytes: OnBytes | None = None,
+) -> int:
+    """Copy files of a data unit into a directory; files of the same names there are replaced.
+
+    Parameters
+    ----------
+    store : Store
+        That has a replica.
+    manifest : Manifest
+    target_dir : Path
+        Made if it is not there.
+    names : collection of str, optional
+        Which files; all by default.
+    max_transfers, on_bytes
+        As in :func:`upload`.
+
+    Returns
+    -------
+    int
+        The bytes that were copied.
+
+    Raises
+    ------
+    ChecksumError
+        If a file is not what the manifest promises; the message names file, source and target.
+    StoreError
+        If the store cannot be read, or the directory not written. Nothing of the attempt is left.
+    StagingError
+        If links in `target_dir` would lead a file out of it.
+    """
+    entries = manifest.files if names is None else [manifest[name] for name in names]
+    root = target_directory(target_dir, (entry.name for entry in entries))
+    unit = store.unit(manifest.du)
+    moves = [_Move(e.name, unit.child(e.name), root.child(e.name), e.nbytes, e, mode=0o666) for e in entries]
+    try:
+        return sum(entry.nbytes for entry in _run(moves, max_transfers, on_bytes))
+    except BaseException:
+        for move in moves:
+            if move.done:
+                move.target.remove()
+            move.target.prune(root)
+        raise
+
+
+def target_directory(path: Path, names: Iterable[str]) -> LocalLocation:
+    """Make a directory into which files of these names are to go.
+
+    Raises
+    ------
+    StagingError
+        If a link in it would lead one of them out of it.
+    StoreError
+        If it cannot be made.
+    """
+    root = locate(path, field="target")
+    assert isinstance(root, LocalLocation)
+    root.prepare()
+    for parent in {root.child(name).local.parent for name in names}:
+        if not is_within(parent, root.local):
+            raise StagingError(f"{parent} leads out of {root.local} by a link; remove the link", path=str(parent))
+    return root
+
+
+# ---------------------------------------------------------------------- the machinery
+
+
+@dataclass(slots=True)
+class _Move:
+    """One file on its way; `expected` is what its manifest promises."""
+
+    name: str
+    source: Location
+    target: Location
+    nbytes: int | None = None
+    expected: FileEntry | None = None
+    mode: int = 0o444  # a store's files are read-only: they are linked into sandboxes
+    done: bool = False
+
+
+class _StoppedError(Exception):
+    """Another file of the same transfer has failed."""
+
+
+def _declare(store: Store, manifest: Manifest) -> None:
+    """Write a manifest, or remove it if it has become empty: a replica without files is none."""
+    if manifest.files:
+        store.write_manifest(manifest)
+    else:
+        store.remove(manifest.du)
+
+
+def _into_store(
+    store: Store,
+    du: str,
+    moves: list[_Move],
+    complete: Callable[[Iterable[FileEntry]], Manifest],
+    max_transfers: int,
+    on_bytes: OnBytes | None,
+) -> Manifest:
+    """Move files into a store and complete its manifest; if anything fails, remove what may have been moved."""
+    try:
+        return complete(_run(moves, max_transfers, on_bytes))
+    except BaseException:
+        try:
+            listed = store.find_manifest(du) or ()
+            store.discard_files(du, [move.name for move in moves if move.name not in listed])
+        except PilotError:
+            pass  # the store is out of reach, which is what the first error says; without a manifest nobody finds them
+        raise
+
+
+def _run(moves: list[_Move], max_transfers: int, on_bytes: OnBytes | None) -> list[FileEntry]:
+    """Carry out all moves, or raise the first error once every thread has let go."""
+    stop, lock = threading.Event(), threading.Lock()
+
+    def progress(nbytes: int) -> None:
+        if stop.is_set():
+            raise _StoppedError
+        if on_bytes is not None:
+            with lock:
+                on_bytes(nbytes)
+
+    if len(moves) == 1 or max_transfers == 1:
+        return [_carry_out(move, progress) for move in moves]
+    with ThreadPoolExecutor(min(max_transfers, len(moves)) or 1, thread_name_prefix="dpilot-transfer") as pool:
+        futures = [pool.submit(_carry_out, move, progress) for move in moves]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [future.result() for future in futures]
+
+
+def _carry_out(move: _Move, progress: OnBytes) -> FileEntry:
+    hasher = Hasher()
+    count = 0
+
+    def verified() -> Iterator[bytes | memoryview]:
+        nonlocal count
+        for chunk in move.source.read(move.nbytes if move.expected is not None else None):
+            hasher.update(chunk)
+            count += len(chunk)
+            yield chunk
+            progress(len(chunk))
+        # Before the target is complete: a file that is wrong never gets its name.
+        if move.expected is not None:
+            _verify(move, move.expected, count, hasher.hexdigest())
+
+    progress(0)
+    move.target.write(verified(), move.nbytes, mode=move.mode)
+    move.done = True
+    return FileEntry(move.name, count, hasher.hexdigest(), move.expected.producer if move.expected else None)
+
+
+def _verify(move: _Move, expected: FileEntry, nbytes: int, checksum: str) -> None:
+    if nbytes != expected.nbytes:
+        found = f"more than {expected.nbytes}" if nbytes > expected.nbytes else str(nbytes)
+        problem = f"has {found} bytes, but its manifest says {expected.nbytes}"
+    elif expected.checksum is not None and checksum != expected.checksum:
+        problem = f"has checksum {checksum}, but its manifest says {expected.checksum}"
+    else:
+        return
+    raise ChecksumError(
+        f"file {move.name!r}, copied from {move.source.url} to {move.target.url}, {problem}",
+        name=move.name,
+        source=move.source.url,
+        target=move.target.url,
+    )

@@ -1,0 +1,1 @@
+"""The demo: one job on real data at three sites. Start reading at :mod:`dpilot.demo.flights`."""

@@ -1,0 +1,144 @@
+"""Every error that dpilot raises: one hierarchy under :class:`PilotError`.
+
+Errors cross processes (worker to scheduler to client), so they pickle with all their details.
+A message names what was wrong, the value, and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "ChecksumError",
+    "ConnectionLostError",
+    "DataError",
+    "DescriptionError",
+    "ExecutableError",
+    "InputError",
+    "ManifestError",
+    "PilotError",
+    "PilotLaunchError",
+    "PilotTimeoutError",
+    "PlacementError",
+    "StagingError",
+    "StateError",
+    "StoreError",
+    "StoreFullError",
+    "UnitCanceledError",
+    "UnitError",
+    "UnknownObjectError",
+]
+
+
+def _restore(cls: type[PilotError], message: str, details: dict[str, Any]) -> PilotError:
+    return cls(message, **details)
+
+
+class PilotError(Exception):
+    """Base of all errors of dpilot.
+
+    Parameters
+    ----------
+    message : str
+        One or more sentences: what is wrong, the value, and the fix.
+    **details
+        Kept as attributes of the error, and through pickling.
+    """
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.__dict__.update(details)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        details = {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
+        return _restore, (type(self), str(self.args[0]), details)
+
+
+class DescriptionError(PilotError, ValueError):
+    """A description is malformed. It is raised before anything is started.
+
+    Attributes
+    ----------
+    field : str or None
+        The key of the description that is at fault.
+    value : object
+        Its value.
+    """
+
+    field: str | None = None
+    value: Any = None
+
+
+class UnknownObjectError(PilotError, LookupError):
+    """No object with that id or URL is known to the scheduler."""
+
+
+class StateError(PilotError):
+    """The object's state does not allow what was asked of it."""
+
+
+class PilotTimeoutError(PilotError, TimeoutError):
+    """A ``wait(timeout=...)`` ran out. The message says what is still pending, and why."""
+
+
+class ConnectionLostError(PilotError, ConnectionError):
+    """The scheduler cannot be reached, or was lost."""
+
+
+class PilotLaunchError(PilotError):
+    """A pilot could not be started, or all of its workers died."""
+
+
+class PlacementError(PilotError):
+    """No pilot can ever run the unit as it is described."""
+
+
+class DataError(PilotError):
+    """Base of the errors about stores, data units and their files."""
+
+
+class StoreError(DataError, OSError):
+    """A store cannot be reached, read or written."""
+
+
+class StoreFullError(StoreError):
+    """The data would not fit into the pilot data's size."""
+
+
+class ManifestError(DataError, ValueError):
+    """A manifest, or a file name in it, is malformed or would escape its root."""
+
+
+class ChecksumError(DataError):
+    """A file's bytes are not those which its manifest promises."""
+
+
+class UnitError(PilotError):
+    """Base of the reasons for which a compute unit failed."""
+
+
+class ExecutableError(UnitError):
+    """An executable could not be started, or ended with a status other than 0.
+
+    Attributes
+    ----------
+    exit_code : int or None
+        The exit status; negative for a signal; None where it did not start.
+    stderr : str
+        The last lines that it wrote to its error stream.
+    """
+
+    exit_code: int | None = None
+    stderr: str = ""
+
+
+class StagingError(UnitError):
+    """An input could not be brought to a unit, or an output could not be collected."""
+
+
+class InputError(UnitError):
+    """An input data unit will never be there: it failed, was removed, or its producer failed."""
+
+
+class UnitCanceledError(UnitError):
+    """The result of a canceled unit was asked for."""

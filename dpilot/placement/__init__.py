@@ -1,0 +1,35 @@
+"""Where a unit should run: pure decisions, without Dask, files, clocks or chance.
+
+Snapshots in (:mod:`~dpilot.placement.views`), decisions out (:mod:`~dpilot.placement.policy`);
+:class:`~dpilot.placement.matcher.Matcher` keeps the waiting units and the pilots' slots between them.
+Time is passed in, so the same events give the same decisions, in a test, in a simulation of ten
+thousand workers and in the scheduler.
+"""
+
+from dpilot.placement.estimates import RunTimes
+from dpilot.placement.matcher import Binding, Matcher, Matching
+from dpilot.placement.policy import Decision, Policy, Row
+from dpilot.placement.slots import PilotSlots
+from dpilot.placement.stores import StoreView, choose_stores, nearest_store
+from dpilot.placement.topology import Distance, Links, Site
+from dpilot.placement.views import InputView, PilotView, Request
+
+__all__ = [
+    "Binding",
+    "Decision",
+    "Distance",
+    "InputView",
+    "Links",
+    "Matcher",
+    "Matching",
+    "PilotSlots",
+    "PilotView",
+    "Policy",
+    "Request",
+    "Row",
+    "RunTimes",
+    "Site",
+    "StoreView",
+    "choose_stores",
+    "nearest_store",
+]

@@ -1,0 +1,33 @@
+"""How long a kind of work runs: learned from the units that have ended."""
+
+from __future__ import annotations
+
+__all__ = ["RunTimes"]
+
+#: Weight of the newest observation in the moving average.
+_WEIGHT = 0.3
+
+
+class RunTimes:
+    """Exponentially weighted mean run time of each kind of work.
+
+    Parameters
+    ----------
+    unknown_s : float
+        What is assumed of a kind that has not run yet, in seconds.
+    """
+
+    __slots__ = ("_mean_s", "unknown_s")
+
+    def __init__(self, unknown_s: float = 0.5) -> None:
+        self.unknown_s = unknown_s
+        self._mean_s: dict[str, float] = {}
+
+    def observe(self, kind: str, seconds: float) -> None:
+        """A unit of `kind` has run for `seconds`."""
+        mean_s = self._mean_s.get(kind)
+        self._mean_s[kind] = seconds if mean_s is None else mean_s + _WEIGHT * (seconds - mean_s)
+
+    def expected_s(self, kind: str) -> float:
+        """How long a unit of `kind` is expected to run, in seconds."""
+        return self._mean_s.get(kind, self.unknown_s)

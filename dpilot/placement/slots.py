@@ -1,0 +1,171 @@
+"""The slots of one pilot, counted: what makes sure that no pilot is ever over-committed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+__all__ = ["PilotSlots", "Reservation"]
+
+#: The least that a unit costs at a worker, however short: it bounds how many are queued there.
+LEAST_UNIT_S = 5e-4
+
+
+class Reservation(NamedTuple):
+    """What a unit holds: slots at one or more workers. The first worker runs it."""
+
+    slots: tuple[tuple[str, int], ...]
+    expected_s: float
+
+    @property
+    def worker(self) -> str:
+        """Address of the worker that runs the unit."""
+        return self.slots[0][0]
+
+
+@dataclass(slots=True)
+class _Worker:
+    slots: int
+    busy: int = 0
+    backlog_s: float = 0.0
+    exclusive: int = 0  # units of more than one slot that are here: nothing may be queued behind their backs
+    units: set[str] = field(default_factory=set)
+    is_open: bool = True
+
+    @property
+    def idle(self) -> int:
+        return max(0, self.slots - self.busy) if self.is_open else 0
+
+
+class PilotSlots:
+    """Which unit holds how many slots at which worker of one pilot.
+
+    A worker takes units while it has idle slots. It takes more, queued behind the running ones, only
+    while all that it holds is less than `in_flight_s` seconds of work per slot: so units of a
+    millisecond stream, and units of a second are bound when a slot is free for them.
+
+    Parameters
+    ----------
+    in_flight_s : float
+        Seconds of work per slot to keep at a worker.
+    """
+
+    def __init__(self, in_flight_s: float = 0.05) -> None:
+        self.in_flight_s = in_flight_s
+        self.workers: dict[str, _Worker] = {}
+        self.reservations: dict[str, Reservation] = {}
+        self.total = 0
+        self.backlog_s = 0.0
+        self._idle = 0
+
+    @property
+    def idle(self) -> int:
+        """Slots that no unit holds."""
+        return self._idle
+
+    def add_worker(self, address: str, slots: int) -> None:
+        """A worker with `slots` slots has joined."""
+        self.workers[address] = _Worker(slots)
+        self.total += slots
+        self._idle += slots
+
+    def open_worker(self, address: str, is_open: bool) -> None:
+        """Let a worker take units, or let it not (it starts, pauses or retires); what it holds it keeps."""
+        worker = self.workers[address]
+        self._idle -= worker.idle
+        worker.is_open = is_open
+        self._idle += worker.idle
+
+    def remove_worker(self, address: str) -> list[str]:
+        """A worker is gone. Returns the units that held slots there; all that they held is free again."""
+        worker = self.workers.get(address)
+        if worker is None:
+            return []
+        units = sorted(worker.units)
+        for unit in units:
+            self.release(unit)
+        del self.workers[address]
+        self.total -= worker.slots
+        self._idle -= worker.idle
+        return units
+
+    def _room(self, worker: _Worker, expected_s: float) -> int:
+        """How many units of one slot and `expected_s` seconds the worker would take now."""
+        if worker.exclusive or not worker.is_open:
+            return worker.idle
+        queue = int((self.in_flight_s * worker.slots - worker.backlog_s) / max(expected_s, LEAST_UNIT_S))
+        return max(worker.idle, queue)
+
+    def free(self, expected_s: float) -> int:
+        """How many units of one slot and `expected_s` seconds the pilot would take now."""
+        if expected_s >= self.in_flight_s:
+            # Too long to be queued at a worker: every unit takes an idle slot.
+            return self._idle
+        return sum(self._room(worker, expected_s) for worker in self.workers.values())
+
+    def acquire(self, unit: str, slots: int, expected_s: float) -> Reservation | None:
+        """Take `slots` slots for `unit`, or None if they are not free.
+
+        One slot is taken at the least loaded worker. Several are taken idle, on as few workers as
+        will do, and stay so until released.
+        """
+        expected_s = max(expected_s, LEAST_UNIT_S)
+        held: list[tuple[str, int]]
+        if slots == 1:
+            best = None
+            for address, worker in self.workers.items():
+                if self._room(worker, expected_s) > 0:
+                    load = (worker.busy >= worker.slots, worker.backlog_s / worker.slots, worker.busy)
+                    if best is None or load < best[0]:
+                        best = (load, address)
+            if best is None:
+                return None
+            held = [(best[1], 1)]
+        else:
+            if self._idle < slots:
+                return None
+            held = []
+            missing = slots
+            by_idle = sorted(self.workers.items(), key=lambda item: (-item[1].idle, item[0]))
+            for address, worker in by_idle:
+                take = min(worker.idle, missing)
+                if take:
+                    held.append((address, take))
+                    missing -= take
+        reservation = Reservation(tuple(held), expected_s)
+        for address, count in held:
+            worker = self.workers[address]
+            self._change(worker, count, expected_s)
+            worker.exclusive += slots > 1
+            worker.units.add(unit)
+        self.reservations[unit] = reservation
+        return reservation
+
+    def rename(self, unit: str, name: str) -> None:
+        """What `unit` holds is held by `name` from now on."""
+        reservation = self.reservations.pop(unit)
+        self.reservations[name] = reservation
+        for address, _ in reservation.slots:
+            units = self.workers[address].units
+            units.discard(unit)
+            units.add(name)
+
+    def _change(self, worker: _Worker, count: int, expected_s: float) -> None:
+        self._idle -= worker.idle
+        worker.busy += count
+        self._idle += worker.idle
+        worker.backlog_s = max(0.0, worker.backlog_s + count * expected_s)
+        self.backlog_s = max(0.0, self.backlog_s + count * expected_s)
+
+    def release(self, unit: str) -> bool:
+        """Give back what `unit` holds. Returns whether it held anything."""
+        reservation = self.reservations.pop(unit, None)
+        if reservation is None:
+            return False
+        several = sum(count for _, count in reservation.slots) > 1
+        for address, count in reservation.slots:
+            worker = self.workers[address]
+            self._change(worker, -count, reservation.expected_s)
+            worker.exclusive -= several
+            worker.units.discard(unit)
+        return True

@@ -1,0 +1,90 @@
+"""What the policy sees: frozen snapshots of pilots, inputs and requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dpilot.placement.topology import Distance, Site
+
+__all__ = ["InputView", "PilotView", "Request"]
+
+
+@dataclass(frozen=True, slots=True)
+class PilotView:
+    """One pilot at one moment, as far as one kind of work is concerned.
+
+    Parameters
+    ----------
+    id : str
+    site : Site
+    slots : int
+        Slots that it offers in all.
+    free : int
+        Units of one slot that it would take at once. It exceeds the idle slots when the work is so
+        short that some of it is kept queued at the workers.
+    backlog_s : float
+        Slot-seconds of work that it has taken or that is already meant for it.
+    """
+
+    id: str
+    site: Site
+    slots: int
+    free: int
+    backlog_s: float = 0.0
+
+    @property
+    def load(self) -> float:
+        """Backlog in seconds per slot."""
+        return self.backlog_s / self.slots if self.slots else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class InputView:
+    """One data unit that a unit reads: its size, and where its replicas are.
+
+    Parameters
+    ----------
+    id : str
+    nbytes, n_files : int
+    sites : tuple of Site
+        One for each replica.
+    """
+
+    id: str
+    nbytes: int
+    n_files: int
+    sites: tuple[Site, ...]
+
+    def distance(self, site: Site) -> Distance:
+        """How far the nearest replica is from `site`."""
+        return min((replica.distance(site) for replica in self.sites), default=Distance.OTHER_DATACENTER)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a unit asks of a pilot. Equal requests are interchangeable: they wait in one line.
+
+    Parameters
+    ----------
+    pool : str
+        Whose pilots may run it: the id of a compute data service.
+    kind : str
+        What work it is (the executable's or function's name): units of a kind run about as long.
+    slots : int
+    site : Site
+        The labels that are asked for.
+    require : bool
+        Whether the labels bind (affinity "require") or are preferred.
+    pilot : str or None
+        The only pilot that may run it: the unit was submitted to it directly.
+    inputs : tuple of str
+        Ids of the data units that it reads.
+    """
+
+    pool: str
+    kind: str = ""
+    slots: int = 1
+    site: Site = Site()
+    require: bool = False
+    pilot: str | None = None
+    inputs: tuple[str, ...] = ()

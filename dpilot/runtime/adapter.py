@@ -1,0 +1,248 @@
+"""All that dpilot uses of distributed's internals, in one place.
+
+The mechanism (measured on distributed 2026.8): a plugin's ``update_graph`` is called after the tasks
+of a graph exist and before their first transition. A task that is then given a resource which no worker
+has goes to the state ``no-worker`` and stays there: it is *parked*. Restricting it to one worker
+instead and asking for its transition to ``processing`` *binds* it. When its worker dies, its restriction
+names nobody, so it comes back to ``no-worker`` by itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from dask.typing import Key
+from distributed import Client, Scheduler, Worker, get_worker
+from distributed.core import error_message
+from distributed.scheduler import TaskState
+from distributed.utils import sync
+from distributed.worker import thread_state
+
+from dpilot.runtime.work import UnitTask
+
+__all__ = [
+    "HANDLER",
+    "PARKED",
+    "answer_calls",
+    "answer_reports",
+    "attach_metadata",
+    "bind",
+    "call_from_client",
+    "call_from_worker",
+    "cancel",
+    "fail",
+    "is_running",
+    "is_status_change",
+    "on_events",
+    "on_lost",
+    "order",
+    "park",
+    "pin",
+    "report",
+    "send_event",
+    "take_orders",
+    "this_task",
+    "unbind",
+    "unit_of",
+    "units_in",
+    "unpin",
+    "was_freed",
+    "worker_tags",
+]
+
+#: A resource that no worker has.
+PARKED = {"dpilot:parked": 1.0}
+#: The operation's name, of calls to the scheduler and of messages in the streams.
+HANDLER = "dpilot"
+#: The client in whose name the plugin keeps units alive when the clients that submitted them are gone.
+_KEEPER = "dpilot"
+
+
+# -- on the scheduler: tasks
+
+
+def unit_of(task: TaskState) -> UnitTask | None:
+    """The compute unit that a task is, or None if it is somebody else's task."""
+    arguments = getattr(task.run_spec, "args", None)
+    return arguments[0] if arguments and isinstance(arguments[0], UnitTask) else None
+
+
+def units_in(scheduler: Scheduler, keys: Iterable[Key]) -> Iterator[tuple[TaskState, UnitTask]]:
+    """The compute units among the tasks of a graph."""
+    for key in keys:
+        task = scheduler.tasks.get(key)
+        if task is not None and (unit := unit_of(task)) is not None:
+            yield task, unit
+
+
+def park(task: TaskState) -> None:
+    """Keep a task from running until it is bound."""
+    task.worker_restrictions = None
+    task.resource_restrictions = PARKED
+
+
+def bind(scheduler: Scheduler, bindings: Mapping[Key, str]) -> None:
+    """Send parked tasks each to the worker (an address) that was chosen for it."""
+    recommendations = {}
+    for key, address in bindings.items():
+        task = scheduler.tasks[key]
+        task.resource_restrictions = None
+        task.worker_restrictions = {address}
+        recommendations[key] = "processing"
+    # Recommendations are carried out last in, first out.
+    scheduler.transitions(dict(reversed(recommendations.items())), stimulus_id=_stimulus("bind"))
+
+
+def unbind(scheduler: Scheduler, keys: Iterable[Key]) -> None:
+    """Take bound tasks back from their workers: they are parked anew."""
+    recommendations = {}
+    for key in keys:
+        task = scheduler.tasks.get(key)
+        if task is not None and task.state == "processing":
+            park(task)
+            recommendations[key] = "released"
+    scheduler.transitions(recommendations, stimulus_id=_stimulus("unbind"))
+
+
+def fail(scheduler: Scheduler, key: Key, error: BaseException) -> None:
+    """Make a task that waits or is parked fail with `error`."""
+    task = scheduler.tasks.get(key)
+    if task is None or task.state in ("erred", "memory", "forgotten"):
+        return
+    message = error_message(error)
+    recommendations = scheduler.transition(
+        key,
+        "erred",
+        stimulus_id=_stimulus("fail"),
+        cause=key,
+        exception=message["exception"],
+        traceback=message["traceback"],
+        exception_text=message["exception_text"],
+        traceback_text=message["traceback_text"],
+    )
+    scheduler.transitions(recommendations, stimulus_id=_stimulus("fail"))
+
+
+def pin(scheduler: Scheduler, keys: Iterable[Key]) -> None:
+    """Keep tasks, and their results, whichever clients come and go."""
+    scheduler.client_desires_keys(list(keys), _KEEPER)
+
+
+def unpin(scheduler: Scheduler, keys: Iterable[Key]) -> None:
+    """Undo :func:`pin`: what no client holds is forgotten."""
+    if _KEEPER in scheduler.clients:
+        scheduler.client_releases_keys([key for key in keys if key in scheduler.tasks], _KEEPER)
+
+
+def cancel(scheduler: Scheduler, keys: Iterable[Key]) -> None:
+    """Make Dask forget tasks, whoever wants them; those of them that run are told to stop."""
+    scheduler.stimulus_cancel(
+        list(keys), client=_KEEPER, force=True, reason="canceled", msg="the compute unit was canceled"
+    )
+
+
+def _stimulus(what: str) -> str:
+    return f"dpilot-{what}-{time.time()}"
+
+
+# -- on the scheduler: workers and clients
+
+
+def worker_tags(scheduler: Scheduler, address: str) -> tuple[dict[str, str], int]:
+    """What a worker's resources say of it (``{"pilot": id, "datacenter": label, ...}``), and its threads."""
+    state = scheduler.workers[address]
+    tags = dict(name.split(":", 1) for name in state.resources if ":" in name)
+    return tags, state.nthreads
+
+
+def is_running(scheduler: Scheduler, address: str) -> bool:
+    """Whether a worker takes tasks: it has started, and is neither paused nor retiring."""
+    state = scheduler.workers.get(address)
+    return state is not None and state in scheduler.running
+
+
+def is_status_change(message: Any) -> bool:
+    """Whether an event of a worker's topic says that it began or ceased to take tasks."""
+    return isinstance(message, dict) and message.get("action") == "worker-status-change"
+
+
+def answer_calls(scheduler: Scheduler, handler: Callable[..., Any]) -> None:
+    """Answer what clients and workers ask by :func:`call`, as ``handler(**message)``."""
+    scheduler.handlers[HANDLER] = handler
+
+
+def order(scheduler: Scheduler, address: str, message: Mapping[str, Any]) -> None:
+    """Send a message to the units' plugin on a worker, in order with Dask's own messages to it."""
+    scheduler.worker_send(address, {"op": HANDLER, **message})
+
+
+def answer_reports(scheduler: Scheduler, handler: Callable[..., None]) -> None:
+    """Take what workers send by :func:`report`, as ``handler(worker=address, **message)``."""
+    scheduler.stream_handlers[HANDLER] = handler
+
+
+def send_event(scheduler: Scheduler, client: str, events: list[Any]) -> None:
+    """Send to one client, in order with what Dask tells it of its futures."""
+    scheduler.client_send(client, {"op": HANDLER, "events": events})
+
+
+# -- in a client
+
+
+def on_events(client: Client, handler: Callable[[list[Any]], None]) -> None:
+    """Have ``handler(events)`` called, in the client's event loop, for what :func:`send_event` sends."""
+    client._stream_handlers[HANDLER] = handler
+
+
+def on_lost(client: Client, handler: Callable[[], None]) -> None:
+    """Have `handler` called, in the client's event loop, when the connection has ended for good."""
+    task = client._handle_report_task
+
+    def watch() -> None:
+        if task is None:
+            handler()
+        else:
+            task.add_done_callback(lambda _: handler())
+
+    client.loop.add_callback(watch)
+
+
+async def call_from_client(client: Client, **message: Any) -> Any:
+    """Ask the plugin on the scheduler, in the client's event loop."""
+    return await getattr(client.scheduler, HANDLER)(**message)
+
+
+# -- on a worker
+
+
+def call_from_worker(worker: Worker, **message: Any) -> Any:
+    """Ask the plugin on the scheduler, from a task's thread."""
+    return sync(worker.loop, getattr(worker.scheduler, HANDLER), **message)
+
+
+def this_task() -> tuple[Worker, str]:
+    """The worker that runs this thread's task, and the task's key."""
+    return get_worker(), str(thread_state.key)
+
+
+def take_orders(worker: Worker, handler: Callable[..., None]) -> None:
+    """Take what the scheduler sends by :func:`order`, as ``handler(**message)``, in the worker's event loop."""
+    worker.stream_handlers[HANDLER] = handler
+
+
+def report(worker: Worker, message: Mapping[str, Any]) -> None:
+    """Send a message to the plugin on the scheduler, from any thread, before the task's own end."""
+    worker.loop.add_callback(worker.batched_send, {"op": HANDLER, **message})
+
+
+def was_freed(worker: Worker, key: str) -> bool:
+    """Whether the scheduler took a task back that runs, or is about to run, in a thread of this worker."""
+    task = worker.state.tasks.get(key)
+    return task is None or task.state in ("cancelled", "released", "forgotten")
+
+
+def attach_metadata(worker: Worker, key: str, value: Any) -> None:
+    """Have `value` travel with the message of the task's success; the plugin finds it in the transition."""
+    worker.state.tasks[key].metadata[HANDLER] = value

@@ -1,0 +1,152 @@
+"""One executable: started in its sandbox, waited for without polling, ended with all that it started."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from dpilot.descriptions import expand
+from dpilot.errors import ExecutableError
+from dpilot.runtime.work import Program
+
+__all__ = ["RunningProgram"]
+
+#: How much of the end of an error stream is looked at.
+_TAIL_NBYTES = 1 << 16
+
+
+class RunningProgram:
+    """A program of a unit, in a session and process group of its own.
+
+    Parameters
+    ----------
+    program : Program
+    directory : Path
+        Where it runs; there are its input, output and error files.
+    environment : mapping of str to str
+        Variables beside those of the worker and of the program's description.
+
+    Raises
+    ------
+    ExecutableError
+        If it cannot be started: not found, not executable, or a file cannot be opened.
+    """
+
+    def __init__(self, program: Program, directory: Path, environment: Mapping[str, str]) -> None:
+        self.program = program
+        self.directory = directory
+        own = {**environment, **program.environment}
+        variables = {**os.environ, **own}
+        executable = expand(program.executable, variables)
+        path = self._find(executable, variables.get("PATH"))
+        command = [executable, *(expand(argument, variables) for argument in program.arguments)]
+        if program.ranks:
+            command = ["mpirun", "-n", str(program.ranks), path, *command[1:]]
+            path = self._find("mpirun", variables.get("PATH"))
+        try:
+            with (
+                open(directory / program.stdin if program.stdin else os.devnull, "rb") as stdin,
+                self._create(program.stdout) as stdout,
+                self._create(program.stderr) as stderr,
+            ):
+                self._popen = subprocess.Popen(
+                    command,
+                    executable=path,
+                    cwd=directory,
+                    env=variables,
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=stderr,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise ExecutableError(
+                f"executable {executable!r} could not be started: {error.strerror or error}"
+                + (f" ({error.filename})" if error.filename else "")
+            ) from None
+        except ValueError as error:  # such as a NUL in an argument
+            raise ExecutableError(f"executable {executable!r} could not be started: {error}") from None
+
+    def _create(self, name: str) -> object:
+        path = self.directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("wb")
+
+    def _find(self, executable: str, search: str | None) -> str:
+        if "/" not in executable:
+            found = shutil.which(executable, path=search)
+            if found is not None:
+                return found
+            if not (self.directory / executable).is_file():
+                raise ExecutableError(
+                    f"executable {executable!r} was not found on the PATH of the pilot; "
+                    "give its whole path, or stage it in and write ./NAME"
+                )
+            executable = f"./{executable}"
+        path = self.directory / executable
+        if not path.exists():
+            raise ExecutableError(f"executable {executable!r} does not exist on the pilot's machine; check its path")
+        if path.is_dir() or not os.access(path, os.X_OK):
+            raise ExecutableError(
+                f"executable {executable!r} is not executable; `chmod +x` it, or run it with its interpreter"
+            )
+        return str(path)
+
+    def wait(self, walltime_s: float | None, stderr_lines: int) -> None:
+        """Wait for its end.
+
+        Parameters
+        ----------
+        walltime_s : float, optional
+            After which it is ended.
+        stderr_lines : int
+            How many of the last lines of its error stream an error carries.
+
+        Raises
+        ------
+        ExecutableError
+            If it ended with a status other than 0, or ran out of time.
+        """
+        try:
+            code = self._popen.wait(walltime_s)
+        except subprocess.TimeoutExpired:
+            self.stop(0.0)
+            self._popen.wait()
+            raise ExecutableError(
+                f"{self.program.executable!r} was ended after its walltime of {walltime_s:g} s; "
+                "ask for more walltime, or give it less to do",
+                exit_code=None,
+                stderr=self._tail(stderr_lines),
+            ) from None
+        if code != 0:
+            tail = self._tail(stderr_lines)
+            how = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+            shown = f"; the end of {self.program.stderr}:\n{tail}" if tail else f"; {self.program.stderr} is empty"
+            raise ExecutableError(f"{self.program.executable!r} {how}{shown}", exit_code=code, stderr=tail)
+
+    def stop(self, grace_s: float) -> None:
+        """End its whole process group: with SIGTERM, and what is left after `grace_s` seconds with SIGKILL."""
+        if grace_s > 0:
+            self._signal(signal.SIGTERM)
+            timer = threading.Timer(grace_s, self._signal, (signal.SIGKILL,))
+            timer.daemon = True
+            timer.start()
+        else:
+            self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._popen.pid, number)
+
+    def _tail(self, n_lines: int) -> str:
+        with suppress(OSError), (self.directory / self.program.stderr).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_NBYTES))
+            return "\n".join(deque(file.read().decode(errors="replace").splitlines(), n_lines))
+        return ""

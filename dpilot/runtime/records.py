@@ -1,0 +1,221 @@
+"""What the scheduler knows of each object: the one truth that handles, wherever they are, show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from dpilot.data import Manifest, Store
+from dpilot.errors import StoreFullError, UnknownObjectError
+from dpilot.placement import Decision, Request, Site
+from dpilot.states import COMPUTE_UNIT, DATA_UNIT, PILOT, SERVICE, Lifecycle
+
+__all__ = ["DataRecord", "PilotRecord", "Record", "Records", "ServiceRecord", "StoreRecord", "UnitRecord"]
+
+
+class Record:
+    """Base: an id, a life, the clients that follow it, and the error that ended it."""
+
+    __slots__ = ("error", "id", "life", "owner", "watchers")
+
+    def __init__(self, id: str, owner: str, life: Lifecycle, watchers: set[str]) -> None:
+        self.id = id
+        self.owner = owner
+        self.life = life
+        self.watchers = watchers
+        self.error: BaseException | None = None
+
+    def snapshot(self) -> dict[str, Any]:
+        """What a handle is made from."""
+        return {"id": self.id, "owner": self.owner, "history": list(self.life.history), "error": self.error}
+
+
+class ServiceRecord(Record):
+    """A service: its members are pilots, stores, or, of a compute data service, other services."""
+
+    __slots__ = ("members",)
+
+    def __init__(self, id: str, now: float, watchers: set[str]) -> None:
+        super().__init__(id, "", Lifecycle(SERVICE, now), watchers)
+        self.members: dict[str, None] = {}
+
+    def snapshot(self) -> dict[str, Any]:
+        return {**super().snapshot(), "members": list(self.members)}
+
+
+class PilotRecord(Record):
+    """A pilot: what was asked for, and the workers that have joined."""
+
+    __slots__ = ("details", "slots", "site", "units", "workers", "walltime_s")
+
+    def __init__(self, id: str, owner: str, now: float, watchers: set[str], details: dict[str, Any]) -> None:
+        super().__init__(id, owner, Lifecycle(PILOT, now), watchers)
+        self.details = details
+        self.slots: int = details["slots"]
+        self.site = Site(details["datacenter"], details["machine"])
+        self.walltime_s: float | None = details["walltime_s"]
+        self.workers: set[str] = set()
+        self.units: dict[str, None] = {}
+
+    def snapshot(self) -> dict[str, Any]:
+        return {**super().snapshot(), **self.details, "workers": len(self.workers), "units": list(self.units)}
+
+
+class StoreRecord(Record):
+    """A store. Its credentials are in `store`, which does not show them, and nowhere else."""
+
+    __slots__ = ("reserved", "site", "store", "units", "used_nbytes")
+
+    def __init__(self, id: str, owner: str, now: float, watchers: set[str], store: Store) -> None:
+        super().__init__(id, owner, Lifecycle(SERVICE, now), watchers)
+        self.store = store
+        self.site = Site(store.datacenter, store.machine)
+        self.units: dict[str, None] = {}
+        self.used_nbytes = 0
+        self.reserved: dict[str, int] = {}
+
+    def reserve(self, purpose: str, nbytes: int) -> None:
+        """Set `nbytes` aside for a transfer, so that several at once cannot over-fill the store."""
+        limit = self.store.nbytes_limit
+        if limit is not None:
+            free = limit - self.used_nbytes - sum(self.reserved.values())
+            if nbytes > free:
+                raise StoreFullError(
+                    f"{nbytes:,} bytes do not fit into {self.id} ({self.store.url}): its size is {limit:,} bytes, "
+                    f"of which {max(free, 0):,} are free; give it a larger size, or remove data units"
+                )
+        self.reserved[purpose] = nbytes
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            **super().snapshot(),
+            "store": self.store,
+            "units": list(self.units),
+            "used_nbytes": self.used_nbytes,
+            "size_nbytes": self.store.nbytes_limit,
+        }
+
+
+class DataRecord(Record):
+    """A data unit: its manifest, its replicas, and who writes to it or waits for it."""
+
+    __slots__ = ("busy", "description", "manifest", "replicas", "sealed", "waiting", "writers")
+
+    def __init__(self, id: str, owner: str, now: float, watchers: set[str], description: dict[str, Any]) -> None:
+        super().__init__(id, owner, Lifecycle(DATA_UNIT, now), watchers)
+        self.description = description
+        self.manifest: Manifest | None = None
+        self.replicas: dict[str, None] = {}
+        self.writers: set[str] = set()  # compute units that will write to it
+        self.waiting: set[str] = set()  # compute units that wait for it
+        self.sealed = False
+        self.busy: dict[str, None] = {}  # transfers that clients have under way
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be read: it has a replica, nobody writes to it, and it is not waiting to be filled."""
+        return (
+            bool(self.replicas)
+            and not self.writers
+            and self.manifest is not None
+            and (self.sealed or bool(self.manifest.files))
+        )
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            **super().snapshot(),
+            "description": self.description,
+            "manifest": self.manifest,
+            "replicas": list(self.replicas),
+            "writers": sorted(self.writers),
+            "ready": self.is_ready,
+        }
+
+
+class UnitRecord(Record):
+    """A compute unit."""
+
+    __slots__ = (
+        "attempt",
+        "decision",
+        "key",
+        "missing",
+        "nbytes",
+        "order",
+        "outputs",
+        "pilot",
+        "priority",
+        "recompute",
+        "request",
+        "result",
+        "runnable",
+        "worker",
+    )
+
+    def __init__(self, id: str, key: str, owner: str, now: float, watchers: set[str], request: Request) -> None:
+        super().__init__(id, owner, Lifecycle(COMPUTE_UNIT, now), watchers)
+        self.key = key
+        self.request = request
+        self.priority = 0.0
+        self.order = 0.0
+        self.outputs: tuple[str, ...] = ()
+        self.missing: set[str] = set()  # inputs that are not ready
+        self.runnable = False  # whether Dask has parked it: all that it takes as arguments is there
+        self.pilot: str | None = None
+        self.worker: str | None = None
+        self.attempt = 0
+        self.recompute = False  # whether Dask may run it again when its result was lost
+        self.decision: Decision | None = None
+        self.nbytes = (0, 0, 0)  # of input, by the distance they were read from
+        self.result: bytes | None = None
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            **super().snapshot(),
+            "key": self.key,
+            "kind": self.request.kind,
+            "pilot": self.pilot,
+            "attempt": self.attempt,
+            "result": self.result,
+            "nbytes": self.nbytes,
+            "outputs": self.outputs,
+            "slots": self.request.slots,
+        }
+
+
+#: Prefix of an id -> the table of the records.
+_TABLES = {
+    "pcs": "services",
+    "pds": "services",
+    "cds": "services",
+    "pc": "pilots",
+    "pd": "stores",
+    "du": "data",
+    "cu": "units",
+}
+
+
+@dataclass
+class Records:
+    """All records, by kind and id."""
+
+    services: dict[str, ServiceRecord] = field(default_factory=dict)
+    pilots: dict[str, PilotRecord] = field(default_factory=dict)
+    stores: dict[str, StoreRecord] = field(default_factory=dict)
+    data: dict[str, DataRecord] = field(default_factory=dict)
+    units: dict[str, UnitRecord] = field(default_factory=dict)
+
+    def find(self, id: str) -> Record:
+        """The record of any object.
+
+        Raises
+        ------
+        UnknownObjectError
+        """
+        name = _TABLES.get(id.partition("-")[0])
+        record: Record | None = getattr(self, name).get(id) if name else None
+        if record is None:
+            raise UnknownObjectError(
+                f"{id} is not known to this scheduler; it may have been removed, or belong to another scheduler", id=id
+            )
+        return record

@@ -1,0 +1,350 @@
+"""A process's connection to one scheduler: calls, submissions, events, and the embedded scheduler."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import pickle
+import queue
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+from dask._task_spec import Task, TaskRef
+from distributed import Client, Future, LocalCluster
+
+from dpilot import config
+from dpilot._version import version
+from dpilot.errors import ConnectionLostError, PilotError, PilotTimeoutError
+from dpilot.runtime import adapter
+from dpilot.runtime.scheduler import PilotPlugin
+from dpilot.runtime.work import Reference, UnitTask
+from dpilot.runtime.worker import UnitPlugin, run_unit
+from dpilot.urls import ObjectURL
+
+__all__ = ["Follower", "Future", "Session", "future_key"]
+
+logger = logging.getLogger(__name__)
+
+
+class Follower(Protocol):
+    """What follows an object on the scheduler: a handle."""
+
+    id: str
+
+    def take_event(self, state: str | None, timestamp: float, details: dict[str, Any]) -> None:
+        """Something happened to the object (called in the event loop, with the session's lock held)."""
+
+    def lose(self) -> None:
+        """The scheduler is lost (called likewise)."""
+
+
+def future_key(obj: Any) -> str | None:
+    """The key of the task whose result `obj` is, if it is a Dask future."""
+    return str(obj.key) if isinstance(obj, Future) else None
+
+
+class Session:
+    """This process's connection to one scheduler. There is one per scheduler; :meth:`join` finds or makes it.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    cluster : distributed.LocalCluster, optional
+        The embedded scheduler, if it is ours.
+    """
+
+    _lock = threading.RLock()
+    _sessions: dict[str, Session] = {}  # noqa: RUF012 - one for the process is what is meant
+    _embedded: Session | None = None
+
+    def __init__(self, client: Client, cluster: LocalCluster | None = None) -> None:
+        self.client = client
+        self.cluster = cluster
+        self.address: str = client.scheduler.address
+        self.changed = threading.Condition()
+        self.is_lost = False
+        self.transfers = ThreadPoolExecutor(8, thread_name_prefix="dpilot-data")
+        self._handles: weakref.WeakValueDictionary[str, Follower] = weakref.WeakValueDictionary()
+        self._others: dict[str, weakref.WeakSet[Follower]] = {}  # second handles of one object
+        self._buffer: list[tuple[UnitTask, str, tuple[Reference, ...], Callable[[Future], None]]] = []
+        self._at_end: list[weakref.WeakMethod[Callable[[], None]]] = []
+        self._callbacks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._caller: threading.Thread | None = None
+        client.register_plugin(PilotPlugin())
+        client.register_plugin(UnitPlugin())
+        adapter.on_events(client, self._take_events)
+        adapter.on_lost(client, self._lose)
+        there = self.call("hello")
+        if there != version:
+            logger.warning("dpilot is %s on the scheduler and %s here; install the same one at both", there, version)
+
+    # ---------------------------------------------------------------- joining and leaving
+
+    @classmethod
+    def join(cls, coordination_url: str | None = None) -> Session:
+        """The session with a scheduler.
+
+        Parameters
+        ----------
+        coordination_url : str, optional
+            Contact address of a Dask scheduler. None: the embedded one, which is started when first needed
+            and shared by the whole process.
+
+        Raises
+        ------
+        ConnectionLostError
+            If there is no scheduler at the address, or dpilot cannot be loaded there.
+        """
+        with cls._lock:
+            if coordination_url is None:
+                if cls._embedded is None or cls._embedded.is_lost:
+                    cls._embedded = cls._embed()
+                    cls._sessions[cls._embedded.address] = cls._embedded
+                return cls._embedded
+            session = cls._sessions.get(coordination_url)
+            if session is None or session.is_lost:
+                session = cls._sessions[coordination_url] = cls._connect(coordination_url)
+            return session
+
+    @classmethod
+    def _embed(cls) -> Session:
+        host = str(config.get("scheduler.host"))
+        cluster = LocalCluster(
+            n_workers=0,
+            processes=True,
+            host=host,
+            scheduler_port=0,
+            dashboard_address=_free_address(config.get("scheduler.dashboard-address")),
+            silence_logs=logging.ERROR,  # that results are gone with their pilot is no news
+        )
+        return cls(Client(cluster, set_as_default=False), cluster)
+
+    @classmethod
+    def _connect(cls, address: str) -> Session:
+        try:
+            client = Client(address, set_as_default=False)
+        except (OSError, TimeoutError) as error:
+            raise ConnectionLostError(
+                f"no scheduler answers at {address}: {error}; start one with `dask scheduler`, or correct the URL"
+            ) from None
+        try:
+            return cls(client)
+        except (ImportError, AttributeError, OSError) as error:
+            client.close()
+            raise ConnectionLostError(
+                f"dpilot cannot be loaded on the scheduler at {address}: {error}; install dpilot there, too"
+            ) from error
+
+    def at_end(self, method: Callable[[], None]) -> None:
+        """Have a bound method called when the process ends, or :meth:`close` is called."""
+        self._at_end.append(weakref.WeakMethod(method))
+
+    def close(self) -> None:
+        """Let go of all that this process holds at the scheduler; an embedded scheduler ends."""
+        with Session._lock:
+            Session._sessions = {a: s for a, s in Session._sessions.items() if s is not self}
+            if Session._embedded is self:
+                Session._embedded = None
+        methods, self._at_end = self._at_end, []
+        for reference in methods:
+            method = reference()
+            if method is not None:
+                try:
+                    method()
+                except Exception:
+                    logger.exception("an object could not be ended in good order")
+        self.transfers.shutdown(wait=False, cancel_futures=True)
+        self._callbacks.put(None)
+        self.client.close()
+        if self.cluster is not None:
+            self.cluster.close()
+
+    @classmethod
+    def close_all(cls) -> None:
+        """Close the sessions of this process."""
+        with cls._lock:
+            sessions = list(cls._sessions.values())
+        for session in sessions:
+            session.close()
+
+    @property
+    def dashboard_url(self) -> str | None:
+        """URL of the Dask dashboard, or None without one."""
+        url = str(self.client.dashboard_link)
+        return None if "None" in url or not url else url
+
+    def url(self, id: str) -> str:
+        """The URL of an object at this scheduler."""
+        return str(ObjectURL(self.address, id))
+
+    # ---------------------------------------------------------------- calls
+
+    def call(self, name: str, **arguments: Any) -> Any:
+        """Ask the scheduler's plugin; see its ``call_<name>``.
+
+        Raises
+        ------
+        PilotError
+            What the plugin raised.
+        ConnectionLostError
+            If the scheduler cannot be reached.
+        """
+        if self.is_lost:
+            raise ConnectionLostError(f"the scheduler at {self.address} is lost; make new services to go on")
+        try:
+            answer = self.client.sync(
+                adapter.call_from_client, self.client, call=name, arguments=pickle.dumps(arguments)
+            )
+        except (OSError, RuntimeError) as error:
+            raise ConnectionLostError(f"the scheduler at {self.address} does not answer: {error}") from error
+        good, value = pickle.loads(answer)
+        if not good:
+            raise value
+        return value
+
+    def follow(self, handle: Follower) -> None:
+        """Have the events of a handle's object given to it, as long as somebody holds the handle."""
+        with self.changed:
+            if self._handles.setdefault(handle.id, handle) is not handle:
+                self._others.setdefault(handle.id, weakref.WeakSet()).add(handle)
+
+    def followers(self, id: str) -> list[Follower]:
+        """The handles of an object in this process."""
+        first = self._handles.get(id)
+        others = self._others.get(id, ()) if self._others else ()
+        return [*([first] if first is not None else []), *others]
+
+    def snapshot(self, id: str) -> dict[str, Any]:
+        """All that the scheduler knows of an object; its events come to this process from now on."""
+        found: dict[str, Any] = self.call("snapshot", id=id, client=self.client.id)
+        return found
+
+    # ---------------------------------------------------------------- submission
+
+    def submit(
+        self, units: Iterable[tuple[UnitTask, str, tuple[Reference, ...], Callable[[Future], None]]]
+    ) -> None:
+        """Submit units: each with its task's key, the results it takes, and who gets its future.
+
+        Units that are submitted within a few milliseconds go in one graph: a graph each would cost the scheduler
+        three times as much.
+        """
+        with self.changed:
+            idle = not self._buffer
+            self._buffer.extend(units)
+        if idle:
+            self.client.loop.add_callback(self.flush)
+
+    def flush(self) -> None:
+        """Send what was submitted and not sent yet."""
+        with self.changed:
+            units, self._buffer = self._buffer, []
+            if not units:
+                return
+            graph = {
+                key: Task(key, run_unit, task, references, *(TaskRef(reference.id) for reference in references))
+                for task, key, references, _ in units
+            }
+            keys = list(graph)
+            # What is taken as an argument must be in the graph, or known to the scheduler by a future.
+            futures = self.client.get(graph, keys, sync=False)
+            for (_, _, _, give), future in zip(units, futures, strict=True):
+                give(future)
+
+    def future(self, key: str) -> Future:
+        """A Dask future of a task that the scheduler has."""
+        return Future(key, client=self.client)
+
+    # ---------------------------------------------------------------- events
+
+    def _take_events(self, events: list[Any]) -> None:
+        with self.changed:
+            for id, state, timestamp, details in events:
+                for handle in self.followers(id):
+                    handle.take_event(state, timestamp, details)
+            self.changed.notify_all()
+
+    def _lose(self) -> None:
+        with self.changed:
+            self.is_lost = True
+            for id in list(self._handles):
+                for handle in self.followers(id):
+                    handle.lose()
+            self.changed.notify_all()
+
+    def call_back(self, function: Callable[[], None]) -> None:
+        """Call a user's callback in a thread of its own, one after the other."""
+        if self._caller is None:
+            self._caller = threading.Thread(target=self._serve_callbacks, name="dpilot-callbacks", daemon=True)
+            self._caller.start()
+        self._callbacks.put(function)
+
+    def _serve_callbacks(self) -> None:
+        while (function := self._callbacks.get()) is not None:
+            try:
+                function()
+            except Exception:
+                logger.exception("a callback failed")
+
+    def wait_until(
+        self, condition: Callable[[], bool], timeout: float | None, pending: Callable[[], str], may_lose: bool = False
+    ) -> None:
+        """Wait until events have made `condition` true.
+
+        Parameters
+        ----------
+        condition : callable
+            Evaluated at every event, with the session's lock held.
+        timeout : float, optional
+            In seconds.
+        pending : callable
+            What is still pending, and why, for the message of the error.
+        may_lose : bool
+            Whether the loss of the scheduler ends the wait without an error.
+
+        Raises
+        ------
+        PilotTimeoutError
+        ConnectionLostError
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self.changed:
+            while not condition():
+                if self.is_lost:
+                    if may_lose:
+                        return
+                    raise ConnectionLostError(f"the scheduler at {self.address} was lost while waiting")
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    break
+                self.changed.wait(left)
+            else:
+                return
+        try:
+            reason = pending()
+        except PilotError as error:
+            reason = str(error)
+        raise PilotTimeoutError(f"still pending after {timeout:g} s: {reason}")
+
+
+def _free_address(address: str | None) -> str | None:
+    """`address`, with another port if that one is in use."""
+    if not address:
+        return None
+    host, _, port = str(address).rpartition(":")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host or "", int(port)))
+        except OSError:
+            return f"{host}:0"
+    return str(address)
+
+
+# Registered after distributed's own, so called before: pilots end while their scheduler is there.
+atexit.register(Session.close_all)

@@ -1,0 +1,386 @@
+"""A unit on its worker: inputs in, the program or function run, outputs out.
+
+:func:`run_unit` is the function of every unit's Dask task. It runs in a thread of the worker; the
+:class:`UnitPlugin` there holds what the units of one worker share, and hears from Dask when one is canceled.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import pickle
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from dask.sizeof import sizeof
+from distributed import Worker, WorkerPlugin
+
+from dpilot import config
+from dpilot.data import Manifest, Store, expand_sources, stage_in, stage_out
+from dpilot.errors import PilotError, StagingError, StateError, UnitCanceledError, UnitError
+from dpilot.runtime import adapter
+from dpilot.runtime.process import RunningProgram
+from dpilot.runtime.work import Call, Program, Reference, UnitTask, load_arguments
+
+__all__ = ["PLUGIN", "StagedData", "UnitPlugin", "run_unit", "sandbox"]
+
+PLUGIN = "dpilot-units"
+#: A result whose pickle is not larger travels with the message of the unit's success.
+SMALL_NBYTES = 4096
+
+
+class StagedData:
+    """A data unit as a function receives it: its files, on this machine's disk, read-only.
+
+    Parameters
+    ----------
+    id : str
+        The data unit's id.
+    path : Path
+        The directory that holds the files.
+    names : sequence of str
+        Their names.
+    """
+
+    def __init__(self, id: str, path: Path, names: tuple[str, ...]) -> None:
+        self.id = id
+        self.path = path
+        self.files: Mapping[str, str] = {name: str(path / name) for name in names}
+
+    def __repr__(self) -> str:
+        return f"<StagedData {self.id}: {len(self.files)} files in {self.path}>"
+
+    def open(self, name: str, mode: str = "rb") -> IO[Any]:
+        """Open one of the files for reading."""
+        if name not in self.files:
+            known = ", ".join(sorted(self.files)[:10]) or "none"
+            raise UnitError(f"data unit {self.id} has no file {name!r}; its files: {known}")
+        if set(mode) - set("rbt"):
+            raise UnitError(f"mode {mode!r}: inputs are read-only; open it with 'rb' or 'r'")
+        return open(self.files[name], mode)
+
+
+class _Run:
+    """One attempt of a unit at this worker, while it lasts."""
+
+    def __init__(self, task: UnitTask, plugin: UnitPlugin) -> None:
+        self.task = task
+        self.plugin = plugin
+        self.program: RunningProgram | None = None
+        self.canceled = threading.Event()
+        self.reservation: str | None = None  # what the scheduler holds for it since it was stopped
+        self._lock = threading.Lock()
+        self._directory: Path | None = None
+
+    def cancel(self) -> None:
+        """Stop it: called in the worker's event loop."""
+        with self._lock:
+            self.canceled.set()
+            if self.program is not None:
+                self.program.stop(config.seconds("unit.grace-period"))
+
+    def check(self, _nbytes: int = 0) -> None:
+        """Raise if the unit was canceled; transfers call it for every chunk."""
+        if self.canceled.is_set():
+            raise UnitCanceledError(f"{self.task.id} was canceled")
+
+    def start(self, program: Program, environment: Mapping[str, str]) -> RunningProgram:
+        directory = self.directory()
+        with self._lock:
+            self.check()
+            self.program = RunningProgram(program, directory, environment)
+        return self.program
+
+    def directory(self) -> Path:
+        """The unit's working directory, made when first asked for. What an earlier attempt left there goes."""
+        if self._directory is None:
+            base = Path(self.plugin.directory)
+            if self.task.directory is not None:
+                path = base / self.task.directory
+            else:
+                path = base / self.task.id
+            try:
+                if self.task.directory is not None:
+                    path.mkdir(parents=True, exist_ok=True)
+                else:
+                    try:
+                        path.mkdir(parents=True)
+                    except FileExistsError:
+                        shutil.rmtree(path)
+                        path.mkdir()
+            except OSError as error:
+                raise UnitError(
+                    f"working directory {str(path)!r} of {self.task.id} cannot be made: {error.strerror or error}; "
+                    "give the pilot a working_directory that its workers may write to"
+                ) from None
+            self._directory = path
+        return self._directory
+
+
+class UnitPlugin(WorkerPlugin):
+    """What the units of one worker share. Dask installs it on every worker, also on those that come later."""
+
+    name = PLUGIN
+    idempotent = True
+
+    def setup(self, worker: Worker) -> None:
+        """Dask calls this when the plugin, or the worker, is new."""
+        self.worker = worker
+        self.pilot = next((name[6:] for name in worker.state.total_resources if name.startswith("pilot:")), "")
+        self.runs: dict[str, _Run] = {}
+        self._functions: dict[bytes, Any] = {}
+        self._directory: str | None = None
+        self._lock = threading.Lock()
+        adapter.take_orders(worker, self.stop)
+
+    def stop(self, key: str, reservation: str) -> None:
+        """The scheduler took a task back: end it, and say when its slots are free (runs in the event loop)."""
+        with self._lock:
+            run = self.runs.get(key)
+            if run is not None:
+                run.reservation = reservation
+        if run is None:  # it has ended, or will not begin
+            self.tell(reservation, "ended")
+        else:
+            run.cancel()
+
+    def begin(self, key: str, run: _Run) -> None:
+        """An attempt begins in this thread."""
+        with self._lock:
+            if adapter.was_freed(self.worker, key):
+                raise UnitCanceledError(f"{run.task.id} was canceled before it began")
+            self.runs[key] = run
+
+    def end(self, key: str, run: _Run) -> None:
+        """An attempt has ended."""
+        with self._lock:
+            del self.runs[key]
+        if run.reservation is not None:
+            self.tell(run.reservation, "ended")
+
+    @property
+    def directory(self) -> str:
+        """The pilot's working directory."""
+        if self._directory is None:
+            self._directory = str(self.ask("pilot_directory", pilot=self.pilot))
+        return self._directory
+
+    def ask(self, call: str, **arguments: Any) -> Any:
+        """Ask the scheduler's plugin."""
+        answer = adapter.call_from_worker(self.worker, call=call, arguments=pickle.dumps(arguments))
+        good, value = pickle.loads(answer)
+        if not good:
+            raise value
+        return value
+
+    def tell(self, unit: str, what: str, **details: Any) -> None:
+        """Tell the scheduler's plugin of a unit's progress."""
+        adapter.report(self.worker, {"unit": unit, "what": what, "details": details})
+
+    def function(self, pickled: bytes) -> Any:
+        """The function of a call; units that call the same one unpickle it once."""
+        function = self._functions.get(pickled)
+        if function is None:
+            function = pickle.loads(pickled)
+            with self._lock:
+                if len(self._functions) > 1000:
+                    self._functions.clear()
+                self._functions[pickled] = function
+        return function
+
+
+_current: contextvars.ContextVar[_Run] = contextvars.ContextVar("dpilot-unit")
+
+
+def sandbox() -> Path:
+    """The working directory of the compute unit that runs this; made when first asked for.
+
+    What a function writes there its unit's ``output_data`` can collect.
+
+    Raises
+    ------
+    StateError
+        If no compute unit runs here.
+    """
+    try:
+        return _current.get().directory()
+    except LookupError:
+        raise StateError("sandbox() was called outside of a compute unit; call it in a function that a unit runs") from None
+
+
+def run_unit(task: UnitTask, references: tuple[Reference, ...] = (), *results: Any) -> Any:
+    """Run one compute unit; the function of its Dask task.
+
+    Parameters
+    ----------
+    task : UnitTask
+    references : tuple of Reference
+        For which tasks' results the following arguments stand.
+    *results
+        The results.
+
+    Returns
+    -------
+    object
+        What the function returned; None for a program.
+    """
+    worker, key = adapter.this_task()
+    plugin = worker.plugins[PLUGIN]
+    assert isinstance(plugin, UnitPlugin)
+    run = _Run(task, plugin)
+    plugin.begin(key, run)
+    token = _current.set(run)
+    try:
+        with _errors_told(run):
+            value = _run(run, dict(zip(references, results, strict=True)))
+        _tell_result(plugin, key, value)
+        return value
+    finally:
+        _current.reset(token)
+        plugin.end(key, run)
+
+
+@contextmanager
+def _errors_told(run: _Run) -> Iterator[None]:
+    try:
+        yield
+    except UnitCanceledError:
+        raise
+    except Exception as error:
+        if isinstance(error, PilotError) and not isinstance(error, UnitError):
+            raise StagingError(f"{run.task.id} failed: {error}", unit=run.task.id) from error
+        raise
+
+
+def _run(run: _Run, resolve: dict[Reference, Any]) -> Any:
+    task, plugin = run.task, run.plugin
+    exclude: tuple[str, ...] = ()
+    if task.request.inputs or task.outputs or task.transfers:
+        exclude = _stage_in(run, resolve)
+    if isinstance(task.work, Program):
+        environment = {
+            "DPILOT_UNIT": task.id,
+            "DPILOT_PILOT": plugin.pilot,
+            "DPILOT_WORK_DIR": str(run.directory()),
+            "DPILOT_SLOTS": str(task.request.slots),
+        }
+        program = run.start(task.work, environment)
+        program.wait(task.walltime_s, int(config.get("unit.stderr-lines")))
+        run.check()
+        value = None
+    else:
+        assert isinstance(task.work, Call)
+        function = plugin.function(task.work.function)
+        args, kwargs = load_arguments(task.work.arguments, resolve)
+        value = function(*args, **kwargs)
+    if task.outputs:
+        _stage_out(run, exclude)
+    return value
+
+
+def _stage_in(run: _Run, resolve: dict[Reference, Any]) -> tuple[str, ...]:
+    """Bring the inputs; returns the names that must not be collected as outputs."""
+    task, plugin = run.task, run.plugin
+    directory = run.directory()
+    names: list[str] = []
+    moved = [0, 0, 0]
+    transfers = int(config.get("data.transfers"))
+    began = time.time()
+    for source, target in task.transfers:
+        _transfer(source, directory, target, run)
+    tickets = plugin.ask("inputs", unit=task.id, pilot=plugin.pilot) if task.request.inputs else {}
+    for du, (manifest, replicas) in tickets.items():
+        run.check()
+        own = du not in task.staged
+        target = directory / ".inputs" / du if own else directory
+        _stage_unit(run, manifest, replicas, target, moved, transfers)
+        if own:
+            resolve[Reference("data", du)] = StagedData(du, target, manifest.names)
+        else:
+            names += manifest.names
+    if tickets:
+        plugin.tell(task.id, "staged", nbytes=moved, seconds=time.time() - began, at=time.time())
+    return tuple(names)
+
+
+def _stage_unit(
+    run: _Run,
+    manifest: Manifest,
+    replicas: list[tuple[Store, int, bool]],
+    target: Path,
+    moved: list[int],
+    transfers: int,
+) -> None:
+    """Stage one data unit from its nearest replica, or, where that fails, from the next one."""
+    failures: list[PilotError] = []
+    for store, distance, link in replicas:
+        try:
+            stage_in(manifest, store, target, link=link, max_transfers=transfers, on_bytes=run.check)
+        except UnitError:
+            raise
+        except PilotError as error:
+            failures.append(error)
+        else:
+            moved[distance] += manifest.nbytes
+            return
+    if not failures:
+        raise StagingError(f"data unit {manifest.du} has no replica to stage {run.task.id} from")
+    raise StagingError(
+        f"data unit {manifest.du} could not be staged for {run.task.id} from any of its {len(failures)} replicas; "
+        f"the last failure: {failures[-1]}"
+    ) from failures[-1]
+
+
+def _transfer(source: str, directory: Path, target: str, run: _Run) -> None:
+    path = directory / target
+    try:
+        (found,) = expand_sources([source]).values()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as file:
+            for chunk in found.location.read(None):
+                run.check()
+                file.write(chunk)
+    except FileExistsError:
+        raise StagingError(f"file_transfer {source!r}: {target!r} is there already; choose another target") from None
+    except (OSError, PilotError, ValueError) as error:
+        raise StagingError(f"file_transfer {source!r} > {target!r} failed: {error}") from error
+
+
+def _stage_out(run: _Run, exclude: tuple[str, ...]) -> None:
+    task, plugin = run.task, run.plugin
+    directory = run.directory()
+    if isinstance(task.work, Program):
+        plugin.tell(task.id, "collecting", at=time.time())
+    stores = plugin.ask("outputs", unit=task.id, pilot=plugin.pilot)
+    for du, patterns in task.outputs:
+        run.check()
+        pd, store, room = stores[du]
+        manifest = stage_out(
+            directory,
+            patterns,
+            store,
+            du,
+            task.id,
+            exclude=exclude,
+            room=room,
+            max_transfers=int(config.get("data.transfers")),
+            on_bytes=run.check,
+        )
+        # Asked, not told: the unit is Done only once its outputs are known.
+        plugin.ask("collected", unit=task.id, du=du, pd=pd, manifest=manifest)
+
+
+def _tell_result(plugin: UnitPlugin, key: str, value: Any) -> None:
+    """Let a small result travel with the message of success, so that nobody need fetch it."""
+    try:
+        if value is not None and sizeof(value) > SMALL_NBYTES:
+            return
+        data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    except Exception:  # what cannot be pickled stays here, as any Dask result
+        return
+    if len(data) <= SMALL_NBYTES:
+        adapter.attach_metadata(plugin.worker, key, data)

@@ -1,0 +1,131 @@
+"""States of pilots and units, as tables of legal transitions.
+
+The states are those of the P* model (Luckow et al., "P*: A Model of Pilot-Abstractions", 2012) plus
+``Staging`` while a unit's inputs or outputs move. One table per kind of object says which state may
+follow which; :class:`Lifecycle` is one object's walk through its table. Nothing here knows of Dask,
+threads or clocks: time is passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import NamedTuple
+
+from dpilot.errors import StateError
+
+__all__ = ["COMPUTE_UNIT", "DATA_UNIT", "FINAL", "PILOT", "SERVICE", "Lifecycle", "State", "Transition"]
+
+
+class State(str, Enum):
+    """The state of a pilot or unit. Members are strings: ``unit.get_state() == "Running"``."""
+
+    New = "New"
+    Pending = "Pending"
+    Staging = "Staging"
+    Running = "Running"
+    Done = "Done"
+    Failed = "Failed"
+    Canceled = "Canceled"
+    Unknown = "Unknown"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def is_final(self) -> bool:
+        """Whether an object in this state will never leave it."""
+        return self in FINAL
+
+
+FINAL = frozenset({State.Done, State.Failed, State.Canceled})
+_ENDS = frozenset({State.Failed, State.Canceled, State.Unknown})
+
+Table = Mapping[State, frozenset[State]]
+
+
+def _table(rows: dict[State, set[State]]) -> Table:
+    table = {state: frozenset(following) | _ENDS for state, following in rows.items()}
+    table |= dict.fromkeys(FINAL, frozenset())
+    # After the scheduler was lost and found again, any state that this kind of object has may turn out to be the case.
+    table[State.Unknown] = frozenset(table) - {State.New}
+    return table
+
+
+#: A unit goes back to Pending when the worker or pilot under it is lost, or an attempt failed
+#: that may be retried. Outputs are staged after the run, hence Running -> Staging -> Done.
+COMPUTE_UNIT = _table(
+    {
+        State.New: {State.Pending},
+        State.Pending: {State.Staging, State.Running, State.Done},
+        State.Staging: {State.Pending, State.Running, State.Done},
+        State.Running: {State.Pending, State.Staging, State.Done},
+    }
+)
+
+#: A data unit is Running once it has a replica, and Pending again while all of them are gone.
+DATA_UNIT = _table(
+    {
+        State.New: {State.Pending},
+        State.Pending: {State.Staging, State.Running},
+        State.Staging: {State.Pending, State.Running},
+        State.Running: {State.Staging, State.Pending, State.Done},
+    }
+)
+
+PILOT = _table(
+    {
+        State.New: {State.Pending},
+        State.Pending: {State.Running, State.Done},
+        State.Running: {State.Pending, State.Done},
+    }
+)
+
+SERVICE = _table({State.New: {State.Running}, State.Running: {State.Done}})
+
+
+class Transition(NamedTuple):
+    """One row of a history: the state entered, and when (seconds since the epoch)."""
+
+    state: State
+    timestamp: float
+
+
+class Lifecycle:
+    """One object's walk through its table of states.
+
+    Parameters
+    ----------
+    table : mapping of State to the states that may follow it
+    timestamp : float
+        When the object was made, in seconds since the epoch.
+    """
+
+    __slots__ = ("history", "state", "table")
+
+    def __init__(self, table: Table, timestamp: float) -> None:
+        self.table = table
+        self.state = State.New
+        self.history: list[Transition] = [Transition(State.New, timestamp)]
+
+    def advance(self, state: State, timestamp: float) -> bool:
+        """Enter `state`; entering the present one again changes nothing.
+
+        Returns
+        -------
+        bool
+            Whether the state changed.
+
+        Raises
+        ------
+        StateError
+            If the table does not allow it.
+        """
+        if state is self.state:
+            return False
+        if state not in self.table[self.state]:
+            allowed = ", ".join(sorted(self.table[self.state])) or "nothing: it is final"
+            raise StateError(f"state {self.state} cannot be followed by {state}; allowed: {allowed}")
+        self.state = state
+        self.history.append(Transition(state, timestamp))
+        return True
