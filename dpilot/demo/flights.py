@@ -14,16 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpilot import ComputeDataService, ComputeUnit, PilotComputeService, PilotDataService
+import dask
+
+from dpilot import ComputeDataService, ComputeUnit, DataUnit, PilotComputeService, PilotDataService
 from dpilot.demo import work
 from dpilot.demo.data import REGISTRY
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ALL_SITES", "Outcome", "Site", "UnitRun", "run"]
+__all__ = ["ALL_SITES", "LINES", "Outcome", "Site", "UnitRun", "run"]
 
 ALL_SITES = "all sites"
+
+#: What dpilot is told of the lines between the sites: 1 Mbit/s. A file waits for a slot at its own site rather than
+#: travel over that. (Here all sites are on one machine, and nothing is really that slow.)
+LINES = {"dpilot.placement.bandwidth.other-datacenter": "125 kB"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,62 +74,72 @@ def run(
     def where() -> dict[str, str]:
         return {"affinity_datacenter_label": next(turns), "affinity": "require"} if naive else {}
 
-    with PilotComputeService() as pcs, PilotDataService() as pds, ComputeDataService() as cds:
+    with (
+        dask.config.set(LINES),
+        PilotComputeService() as pcs,
+        PilotDataService() as pds,
+        ComputeDataService() as cds,
+    ):
         on_start(pcs.dashboard_url)
         cds.add_pilot_compute_service(pcs)
         cds.add_pilot_data_service(pds)
 
         # At each site one pilot computes, and one keeps data. The label that both bear says that they are close.
-        pilots = {}
+        pilots = []
         for site in sites:
             label = {"affinity_datacenter_label": site.name}
-            pilots[pcs.create_pilot(site.compute | label).get_id()] = site.name
+            pilots.append(pcs.create_pilot(site.compute | label))
             pds.create_pilot(site.store | label)
 
         # A site's records become data units there.
-        def keep(site: Site, *files: str) -> Any:
+        def keep(site: Site, *files: str) -> DataUnit:
             urls = [str(site.records / file) for file in files]
             return cds.submit_data_unit({"file_urls": urls, "affinity_datacenter_label": site.name})
 
-        flights = {(s, month): keep(s, f"flights-{s.name}-{month:02d}.csv") for s in sites for month in months}
+        flights = {(s, month): keep(s, f"flights-{s.name}-{month:02d}.csv") for month in months for s in sites}
         weather = {site: keep(site, f"weather-{site.name}.csv") for site in sites}
         register = next(keep(site, "planes.csv", "airlines.csv") for site in sites if site.name == REGISTRY)
         cds.wait(progress=progress)
+        for pilot in pilots:
+            pilot.wait_running()
         ready = time.perf_counter()
 
-        # Each month of each airport: an executable reduces the flights to delays by plane, a Python function joins
-        # them with the weather. An executable adds up the airport's year: it starts when the months are there.
+        # Each month of each airport: a program reduces the flights to delays by plane, a Python function joins them
+        # with the weather.
         units: list[tuple[str, ComputeUnit]] = []
-        tables, years = [], []
-        for site in sites:
-            delays = []
-            for month in months:
-                name = f"{site.name}-{month:02d}"
-                unit = cds.submit_compute_unit(
-                    {
-                        "executable": "awk",
-                        "arguments": ["-F,", work.DELAYS, f"flights-{name}.csv"],
-                        "input_data": [flights[site, month]],
-                        "output": f"delays-{name}.csv",
-                        "output_data": [{f"delays-{name}": ["delays-*.csv"]}],
-                        **where(),
-                    }
-                )
-                delays.append(unit.output_data[f"delays-{name}"])
-                tables.append(cds.submit(work.by_weather, flights[site, month], weather[site], **where()))
-                units += [(site.name, unit), (site.name, tables[-1])]
+        delays: dict[str, list[DataUnit]] = {site.name: [] for site in sites}
+        tables = []
+        for (site, month), records in flights.items():
+            name = f"{site.name}-{month:02d}"
             unit = cds.submit_compute_unit(
                 {
                     "executable": "awk",
-                    "arguments": ["-F,", work.SUM_UP, *(f"delays-{site.name}-{month:02d}.csv" for month in months)],
-                    "input_data": delays,
-                    "output": f"year-{site.name}.csv",
-                    "output_data": [{f"year-{site.name}": ["year-*.csv"]}],
+                    "arguments": ["-F,", work.DELAYS, f"flights-{name}.csv"],
+                    "input_data": [records],
+                    "output": f"delays-{name}.csv",
+                    "output_data": [{f"delays-{name}": ["delays-*.csv"]}],
                     **where(),
                 }
             )
-            years.append(unit.output_data[f"year-{site.name}"])
-            units.append((site.name, unit))
+            delays[site.name].append(unit.output_data[f"delays-{name}"])
+            tables.append(cds.submit(work.by_weather, records, weather[site], **where()))
+            units += [(site.name, unit), (site.name, tables[-1])]
+
+        # Each airport's year: a program adds up the months. It starts when their data units are there.
+        years = []
+        for airport, parts in delays.items():
+            unit = cds.submit_compute_unit(
+                {
+                    "executable": "awk",
+                    "arguments": ["-F,", work.SUM_UP, *(f"delays-{airport}-{month:02d}.csv" for month in months)],
+                    "input_data": parts,
+                    "output": f"year-{airport}.csv",
+                    "output_data": [{f"year-{airport}": ["year-*.csv"]}],
+                    **where(),
+                }
+            )
+            years.append(unit.output_data[f"year-{airport}"])
+            units.append((airport, unit))
 
         # All airports together: the register and the three years' files, and what the functions returned.
         carriers = cds.submit(work.by_carrier, years, register, **where())
@@ -131,12 +147,13 @@ def run(
         units += [(ALL_SITES, carriers), (ALL_SITES, conditions)]
         cds.wait(progress=progress)
         done = time.perf_counter()
+        pilot_site = {pilot.get_id(): site.name for pilot, site in zip(pilots, sites, strict=True)}
         return Outcome(
             weather=conditions.result(),
             carriers=carriers.result(),
             why=str(carriers.explain()),
-            runs=[UnitRun.of(unit, site, pilots) for site, unit in units],
-            pilots=pilots,
+            runs=[UnitRun.of(unit, site, pilot_site) for site, unit in units],
+            pilots=pilot_site,
             ready_seconds=ready - begun,
             work_seconds=done - ready,
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # the client only names these functions: it need not import pandas to submit them
     import pandas as pd
 
-    from dpilot.runtime.worker import StagedData
+    from dpilot import StagedData
 
 __all__ = ["DELAYS", "SUM_UP", "by_carrier", "by_weather", "weather_table"]
 

@@ -264,9 +264,7 @@ class Matcher:
         return None
 
     def _bind(self, unit: str, request: Request, row: Row, rows: list[Row]) -> Binding:
-        reservation = self._pilots[row.pilot].slots.acquire(
-            unit, request.slots, self.runtimes.expected_s(request.kind)
-        )
+        reservation = self._pilots[row.pilot].slots.acquire(unit, request.slots, self.runtimes.expected_s(request.kind))
         assert reservation is not None, f"{row.pilot} had room for {unit} and has none"
         self.withdraw(unit)
         self._pilot_of[unit] = row.pilot
@@ -286,7 +284,6 @@ class Matcher:
         best = possible[0]
         told = tuple(replace(row, verdict="best") if row is best else row for row in rows)
         return Decision(unit, None, f"waits for a slot of {best.pilot}", told)
-
 
 
 def _told(chosen: Row, rows: list[Row]) -> tuple[str, tuple[Row, ...]]:

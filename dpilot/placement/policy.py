@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from dpilot.placement.topology import Distance, Links
+from dpilot.placement.topology import Links
 from dpilot.placement.views import InputView, PilotView, Request
 
 __all__ = ["Decision", "Policy", "Row"]

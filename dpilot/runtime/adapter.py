@@ -16,21 +16,22 @@ from typing import Any
 from dask.typing import Key
 from distributed import Client, Scheduler, Worker, get_worker
 from distributed.core import error_message
-from distributed.scheduler import TaskState
-from distributed.utils import sync
-from distributed.worker import thread_state
+from distributed.scheduler import TaskState, TaskStateState
+from distributed.utils import sync, thread_state
 
 from dpilot.runtime.work import UnitTask
 
 __all__ = [
     "HANDLER",
     "PARKED",
+    "address_of",
     "answer_calls",
     "answer_reports",
     "attach_metadata",
     "bind",
     "call_from_client",
     "call_from_worker",
+    "call_in_loop",
     "cancel",
     "fail",
     "is_running",
@@ -83,21 +84,21 @@ def park(task: TaskState) -> None:
     task.resource_restrictions = PARKED
 
 
-def bind(scheduler: Scheduler, bindings: Mapping[Key, str]) -> None:
+def bind(scheduler: Scheduler, bindings: Mapping[str, str]) -> None:
     """Send parked tasks each to the worker (an address) that was chosen for it."""
-    recommendations = {}
+    recommendations: dict[Key, TaskStateState] = {}
     for key, address in bindings.items():
         task = scheduler.tasks[key]
         task.resource_restrictions = None
         task.worker_restrictions = {address}
         recommendations[key] = "processing"
     # Recommendations are carried out last in, first out.
-    scheduler.transitions(dict(reversed(recommendations.items())), stimulus_id=_stimulus("bind"))
+    scheduler.transitions(dict(reversed(list(recommendations.items()))), stimulus_id=_stimulus("bind"))
 
 
 def unbind(scheduler: Scheduler, keys: Iterable[Key]) -> None:
     """Take bound tasks back from their workers: they are parked anew."""
-    recommendations = {}
+    recommendations: dict[Key, TaskStateState] = {}
     for key in keys:
         task = scheduler.tasks.get(key)
         if task is not None and task.state == "processing":
@@ -206,7 +207,19 @@ def on_lost(client: Client, handler: Callable[[], None]) -> None:
         else:
             task.add_done_callback(lambda _: handler())
 
-    client.loop.add_callback(watch)
+    call_in_loop(client, watch)
+
+
+def address_of(client: Client) -> str:
+    """Contact address of the client's scheduler."""
+    assert client.scheduler is not None
+    return str(client.scheduler.address)
+
+
+def call_in_loop(client: Client, function: Callable[[], None]) -> None:
+    """Have `function` called in the client's event loop, from any thread."""
+    assert client.loop is not None
+    client.loop.add_callback(function)
 
 
 async def call_from_client(client: Client, **message: Any) -> Any:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from dpilot.descriptions import expand
 from dpilot.errors import ExecutableError
@@ -52,7 +53,7 @@ class RunningProgram:
             path = self._find("mpirun", variables.get("PATH"))
         try:
             with (
-                open(directory / program.stdin if program.stdin else os.devnull, "rb") as stdin,
+                Path(directory / (program.stdin or os.devnull)).open("rb") as stdin,
                 self._create(program.stdout) as stdout,
                 self._create(program.stderr) as stderr,
             ):
@@ -74,7 +75,7 @@ class RunningProgram:
         except ValueError as error:  # such as a NUL in an argument
             raise ExecutableError(f"executable {executable!r} could not be started: {error}") from None
 
-    def _create(self, name: str) -> object:
+    def _create(self, name: str) -> BinaryIO:
         path = self.directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("wb")

@@ -40,13 +40,14 @@ class ServiceRecord(Record):
         self.members: dict[str, None] = {}
 
     def snapshot(self) -> dict[str, Any]:
+        """What a handle is made from."""
         return {**super().snapshot(), "members": list(self.members)}
 
 
 class PilotRecord(Record):
     """A pilot: what was asked for, and the workers that have joined."""
 
-    __slots__ = ("details", "slots", "site", "units", "workers", "walltime_s")
+    __slots__ = ("details", "site", "slots", "units", "walltime_s", "workers")
 
     def __init__(self, id: str, owner: str, now: float, watchers: set[str], details: dict[str, Any]) -> None:
         super().__init__(id, owner, Lifecycle(PILOT, now), watchers)
@@ -58,6 +59,7 @@ class PilotRecord(Record):
         self.units: dict[str, None] = {}
 
     def snapshot(self) -> dict[str, Any]:
+        """What a handle is made from."""
         return {**super().snapshot(), **self.details, "workers": len(self.workers), "units": list(self.units)}
 
 
@@ -87,6 +89,7 @@ class StoreRecord(Record):
         self.reserved[purpose] = nbytes
 
     def snapshot(self) -> dict[str, Any]:
+        """What a handle is made from."""
         return {
             **super().snapshot(),
             "store": self.store,
@@ -122,6 +125,7 @@ class DataRecord(Record):
         )
 
     def snapshot(self) -> dict[str, Any]:
+        """What a handle is made from."""
         return {
             **super().snapshot(),
             "description": self.description,
@@ -170,6 +174,7 @@ class UnitRecord(Record):
         self.result: bytes | None = None
 
     def snapshot(self) -> dict[str, Any]:
+        """What a handle is made from."""
         return {
             **super().snapshot(),
             "key": self.key,

@@ -190,9 +190,7 @@ class PilotPlugin(SchedulerPlugin):
             self._enqueue(record)
 
     def _enqueue(self, record: UnitRecord) -> None:
-        self.matcher.submit(
-            record.id, record.request, now=time.time(), priority=record.priority, order=record.order
-        )
+        self.matcher.submit(record.id, record.request, now=time.time(), priority=record.priority, order=record.order)
         self._match_soon()
 
     def _taken_back(self, record: UnitRecord) -> None:
@@ -221,7 +219,7 @@ class PilotPlugin(SchedulerPlugin):
         begun, ended = (computed[0]["start"], computed[-1]["stop"]) if computed else (None, None)
         if record.life.state is State.Pending:
             self._advance(record, State.Running, begun)
-        if computed:
+        if begun is not None and ended is not None:
             self.matcher.runtimes.observe(record.request.kind, ended - begun)
         record.result = (message.get("metadata") or {}).get(adapter.HANDLER)
         self._advance(record, State.Done, ended, result=record.result, pilot=record.pilot)
@@ -247,7 +245,7 @@ class PilotPlugin(SchedulerPlugin):
             data = self.records.data.get(du)
             if data is not None and record.id in data.writers:
                 data.writers.discard(record.id)
-                self._lose(data, InputError(f"data unit {du} will not be complete: {record.id}, which writes it, is {state}"))
+                self._lose(data, _unwritten(du, record.id, state))
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """A worker has joined; if its tags name a pilot, its slots are that pilot's."""
@@ -329,7 +327,7 @@ class PilotPlugin(SchedulerPlugin):
             return
         now = time.time()
         matching = self.matcher.match(now)
-        bound = {}
+        bound: dict[str, str] = {}
         for binding in matching.bindings:
             record = self.records.units[binding.unit]
             record.pilot, record.worker, record.decision = binding.pilot, binding.worker, binding.decision
@@ -724,7 +722,7 @@ class PilotPlugin(SchedulerPlugin):
     # -- compute units
 
     def call_inputs(self, unit: str, pilot: str) -> dict[str, tuple[Manifest, list[tuple[Store, int, bool]]]]:
-        """For each input of a unit: its manifest, and its replicas, nearest first: store, distance, link to it or not."""
+        """For each input: its manifest, and its replicas, nearest first: store, distance, whether to link."""
         record, site = self._unit(unit), self._pilot(pilot).site
         answer = {}
         for du in record.request.inputs:
@@ -753,7 +751,9 @@ class PilotPlugin(SchedulerPlugin):
             stores = self._stores_of(data.owner)
             pd = next(iter(data.replicas), None) or nearest_store(map(_store_view, stores), site)
             if pd is None:
-                raise DataError(f"data unit {du} can be put nowhere: {data.owner} has no store with room; add a PilotData")
+                raise DataError(
+                    f"data unit {du} can be put nowhere: {data.owner} has no store with room; add a PilotData"
+                )
             store = self._store(pd)
             answer[du] = (pd, store.store, _store_view(store).free_nbytes)
         return answer
@@ -821,6 +821,10 @@ def _matcher() -> Matcher:
         in_flight_s=config.seconds("placement.in-flight"),
         unknown_runtime_s=config.seconds("placement.unknown-runtime"),
     )
+
+
+def _unwritten(du: str, unit: str, state: State) -> InputError:
+    return InputError(f"data unit {du} will not be complete: {unit}, which writes it, is {state}")
 
 
 def _store_view(store: StoreRecord) -> StoreView:

@@ -49,7 +49,7 @@ def future_key(obj: Any) -> str | None:
 
 
 class Session:
-    """This process's connection to one scheduler. There is one per scheduler; :meth:`join` finds or makes it.
+    """A process's connection to one scheduler. There is one per scheduler; :meth:`join` finds or makes it.
 
     Parameters
     ----------
@@ -65,13 +65,13 @@ class Session:
     def __init__(self, client: Client, cluster: LocalCluster | None = None) -> None:
         self.client = client
         self.cluster = cluster
-        self.address: str = client.scheduler.address
+        self.address = adapter.address_of(client)
         self.changed = threading.Condition()
         self.is_lost = False
         self.transfers = ThreadPoolExecutor(8, thread_name_prefix="dpilot-data")
         self._handles: weakref.WeakValueDictionary[str, Follower] = weakref.WeakValueDictionary()
         self._others: dict[str, weakref.WeakSet[Follower]] = {}  # second handles of one object
-        self._buffer: list[tuple[UnitTask, str, tuple[Reference, ...], Callable[[Future], None]]] = []
+        self._buffer: list[tuple[UnitTask, str, tuple[Reference, ...], Callable[[Future[Any]], None]]] = []
         self._at_end: list[weakref.WeakMethod[Callable[[], None]]] = []
         self._callbacks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._caller: threading.Thread | None = None
@@ -227,7 +227,7 @@ class Session:
     # ---------------------------------------------------------------- submission
 
     def submit(
-        self, units: Iterable[tuple[UnitTask, str, tuple[Reference, ...], Callable[[Future], None]]]
+        self, units: Iterable[tuple[UnitTask, str, tuple[Reference, ...], Callable[[Future[Any]], None]]]
     ) -> None:
         """Submit units: each with its task's key, the results it takes, and who gets its future.
 
@@ -238,7 +238,7 @@ class Session:
             idle = not self._buffer
             self._buffer.extend(units)
         if idle:
-            self.client.loop.add_callback(self.flush)
+            adapter.call_in_loop(self.client, self.flush)
 
     def flush(self) -> None:
         """Send what was submitted and not sent yet."""
@@ -256,7 +256,7 @@ class Session:
             for (_, _, _, give), future in zip(units, futures, strict=True):
                 give(future)
 
-    def future(self, key: str) -> Future:
+    def future(self, key: str) -> Future[Any]:
         """A Dask future of a task that the scheduler has."""
         return Future(key, client=self.client)
 

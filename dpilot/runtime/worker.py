@@ -61,7 +61,7 @@ class StagedData:
             raise UnitError(f"data unit {self.id} has no file {name!r}; its files: {known}")
         if set(mode) - set("rbt"):
             raise UnitError(f"mode {mode!r}: inputs are read-only; open it with 'rb' or 'r'")
-        return open(self.files[name], mode)
+        return Path(self.files[name]).open(mode)
 
 
 class _Run:
@@ -209,7 +209,9 @@ def sandbox() -> Path:
     try:
         return _current.get().directory()
     except LookupError:
-        raise StateError("sandbox() was called outside of a compute unit; call it in a function that a unit runs") from None
+        raise StateError(
+            "sandbox() was called outside of a compute unit; call it in a function that a unit runs"
+        ) from None
 
 
 def run_unit(task: UnitTask, references: tuple[Reference, ...] = (), *results: Any) -> Any:
@@ -296,10 +298,10 @@ def _stage_in(run: _Run, resolve: dict[Reference, Any]) -> tuple[str, ...]:
     for du, (manifest, replicas) in tickets.items():
         run.check()
         own = du not in task.staged
-        target = directory / ".inputs" / du if own else directory
-        _stage_unit(run, manifest, replicas, target, moved, transfers)
+        place = directory / ".inputs" / du if own else directory
+        _stage_unit(run, manifest, replicas, place, moved, transfers)
         if own:
-            resolve[Reference("data", du)] = StagedData(du, target, manifest.names)
+            resolve[Reference("data", du)] = StagedData(du, place, manifest.names)
         else:
             names += manifest.names
     if tickets:

@@ -41,6 +41,10 @@ _UNIT_KEYS = (
 )
 
 
+#: Attributes of the base class.
+_BASE = ("_session", "id", "_life", "_error", "_callbacks", "_open")
+
+
 class ComputeDataService(Handle):
     """Places compute units and data units on the pilots of the services that were added to it.
 
@@ -83,7 +87,7 @@ class ComputeDataService(Handle):
 
     def __getattr__(self, name: str) -> Any:
         # Which scheduler it belongs to is known when a service is added; whoever asks before gets the embedded one.
-        if name in ("_session", "id", "_life", "_error", "_callbacks", "_open") and self.__dict__.get("_joined") is None:
+        if name in _BASE and self.__dict__.get("_joined") is None:
             self._join(Session.join(None))
             return self.__dict__[name]
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -175,8 +179,8 @@ class ComputeDataService(Handle):
         ----------
         function : callable
         *args, **kwargs
-            Its arguments. A data unit among them arrives as a :class:`StagedData`, a compute unit or Dask future as its
-            result, also inside lists and other objects. The keyword arguments ``input_data``, ``output_data``,
+            Its arguments. A data unit among them arrives as a :class:`StagedData`, a compute unit or Dask future
+            as its result, also inside lists and other objects. The keyword arguments ``input_data``, ``output_data``,
             ``affinity_datacenter_label``, ``affinity_machine_label``, ``affinity``, ``number_of_processes``,
             ``retries``, ``priority``, ``name`` and ``walltime`` are the unit's, as in its description.
 
@@ -264,7 +268,7 @@ class ComputeDataService(Handle):
         PilotTimeoutError
             Saying what is pending, and why.
         """
-        units = [handle for handle in (*self._units.values(), *self._data.values())]
+        units: list[Handle] = [*self._units.values(), *self._data.values()]
         if progress:
             show_progress(self._session, units, lambda: not self._unfinished, timeout)
         self._session.wait_until(lambda: not self._unfinished, timeout, self._pending)
@@ -305,9 +309,7 @@ class ComputeDataService(Handle):
                 unit.cancel()
         self._session.call("end_service", id=self.id)
         units = list(self._units.values())
-        self._session.wait_until(
-            lambda: all(unit.state.is_final for unit in units), None, self._pending, may_lose=True
-        )
+        self._session.wait_until(lambda: all(unit.state.is_final for unit in units), None, self._pending, may_lose=True)
 
 
 #: BigJob had two; here a scheduler is both.
@@ -329,5 +331,3 @@ class DataUnitService(ComputeDataService):
     def add_pilot_compute_service(self, pilot_compute_service: PilotComputeService) -> None:
         """Refused."""
         raise PilotError("a DataUnitService runs no compute units; use a ComputeDataService")
-
-

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from dpilot.descriptions import ComputeUnitDescription, ComputeUnitSpec
@@ -42,7 +41,7 @@ class ComputeUnit(Handle):
         self._key: str = snapshot["key"]
         self._pilot: str | None = snapshot["pilot"]
         self._result: Any = snapshot["result"]
-        self._future: Future | None = self._session.future(self._key)
+        self._future: Future[Any] | None = self._session.future(self._key)
         self.name: str = snapshot["kind"]
         self.output_data = {
             unit.name or unit.id: unit for unit in (Handle._find(self._session, du) for du in snapshot["outputs"])
@@ -62,7 +61,7 @@ class ComputeUnit(Handle):
         unit._life.advance(State.Pending, task.submitted)
         return unit
 
-    def _give(self, future: Future) -> None:
+    def _give(self, future: Future[Any]) -> None:
         self._future = future
 
     def take_event(self, state: str | None, timestamp: float, details: dict[str, Any]) -> None:
@@ -76,7 +75,7 @@ class ComputeUnit(Handle):
     # ---------------------------------------------------------------- what users see
 
     @property
-    def future(self) -> Future:
+    def future(self) -> Future[Any]:
         """The Dask future of its result."""
         if self._future is None:
             self._session.flush()
@@ -188,9 +187,7 @@ class Submission:
         Raises if no pilot could ever run a request.
     """
 
-    def __init__(
-        self, session: Session, pool: str, pilot: str | None, check: Callable[[Request, str], None]
-    ) -> None:
+    def __init__(self, session: Session, pool: str, pilot: str | None, check: Callable[[Request, str], None]) -> None:
         self.session = session
         self.pool = pool
         self.pilot = pilot
@@ -202,14 +199,13 @@ class Submission:
         specs: list[ComputeUnitSpec] = [ComputeUnitDescription.of(d).validate() for d in descriptions]
         prepared = [self._prepare(spec) for spec in specs]
         units = []
-        for spec, (task, key, references) in zip(specs, prepared, strict=True):
+        for spec, (task, key, _) in zip(specs, prepared, strict=True):
             unit = ComputeUnit._new(self.session, task, key, spec.name or task.request.kind, {})
             unit._directory = spec.working_directory
             self._outputs(spec, task, unit)
             units.append(unit)
         self.session.submit(
-            (task, key, references, unit._give)
-            for (task, key, references), unit in zip(prepared, units, strict=True)
+            (task, key, references, unit._give) for (task, key, references), unit in zip(prepared, units, strict=True)
         )
         return units
 
@@ -218,7 +214,7 @@ class Submission:
         work: Program | Call
         references: tuple[Reference, ...] = ()
         if isinstance(spec.executable, str):
-            kind = spec.name or os.path.basename(spec.executable)
+            kind = spec.name or PurePath(spec.executable).name
             work = Program(
                 spec.executable,
                 spec.arguments,
@@ -231,7 +227,7 @@ class Submission:
             inputs = staged
         else:
             function = spec.executable
-            kind = spec.name or getattr(function, "__name__", type(function).__name__)
+            kind = spec.name or str(getattr(function, "__name__", type(function).__name__))
             pickled = self._functions.get(id(function))
             try:
                 if pickled is None:
@@ -241,7 +237,7 @@ class Submission:
                 raise
             except Exception as error:
                 raise DescriptionError(
-                    f"{kind} or its arguments cannot be pickled: {error}; pass only what can be sent to another process",
+                    f"{kind} or its arguments cannot be pickled: {error}; pass only what another process can receive",
                     field="executable",
                     value=function,
                 ) from error
@@ -277,8 +273,7 @@ class Submission:
                 du = self._data_unit(output.target, "output_data")
                 if du in inputs:
                     raise DescriptionError(
-                        f"output_data: the unit reads and writes {du}; write to a new data unit: "
-                        '{"name": [globs]}',
+                        f'output_data: the unit reads and writes {du}; write to a new data unit: {{"name": [globs]}}',
                         field="output_data",
                         value=du,
                     )

@@ -88,9 +88,7 @@ class DataUnit(Handle):
         )
         return unit
 
-    def _submit(
-        self, session: Session, owner: str, description: Mapping[str, Any], stores: list[str] | None
-    ) -> None:
+    def _submit(self, session: Session, owner: str, description: Mapping[str, Any], stores: list[str] | None) -> None:
         spec: DataUnitSpec = DataUnitDescription.of(description).validate()
         if spec.register:
             raise DescriptionError(
@@ -142,7 +140,8 @@ class DataUnit(Handle):
                 self._replica_failed(pd, error)
 
     def _replica_failed(self, pd: str, error: Exception) -> None:
-        failure = error if isinstance(error, PilotError) else DataError(f"{self.id} could not be put on {pd}: {error!r}")
+        known = isinstance(error, PilotError)
+        failure = error if known else DataError(f"{self.id} could not be put on {pd}: {error!r}")
         if not self._session.is_lost:
             self._session.call("replica_failed", id=self.id, pd=pd, error=failure)
 

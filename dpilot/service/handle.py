@@ -33,6 +33,7 @@ class Callback:
         """
 
     def __call__(self, unit: Handle, member: str, value: State) -> None:
+        """Call :meth:`cb`."""
         self.cb(unit, member, value)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from dpilot import config
@@ -59,7 +59,7 @@ class PilotCompute(Handle):
         self.slots = spec.slots
         self.site = Site(spec.datacenter, spec.machine)
         self._begin(session, new_id("pc"))
-        directory = os.path.abspath(spec.working_directory or "dpilot-work")
+        directory = str(Path(spec.working_directory or "dpilot-work").absolute())
         threads = spec.threads_per_worker or int(config.get("pilot.threads-per-worker"))
         details = {
             "service_url": spec.service_url,
@@ -316,5 +316,3 @@ class PilotComputeService(Handle):
             pilot.cancel()
         if not self.state.is_final and not self._session.is_lost:
             self._session.call("end_service", id=self.id)
-
-

@@ -48,9 +48,7 @@ class PilotData(Handle):
         pilot._store = store
         pilot._begin(session, new_id("pd"))
         used = store.nbytes_used() if spec.size_nbytes is not None else 0
-        session.call(
-            "add_store", id=pilot.id, owner=owner, client=session.client.id, store=store, used_nbytes=used
-        )
+        session.call("add_store", id=pilot.id, owner=owner, client=session.client.id, store=store, used_nbytes=used)
         return pilot
 
     def __repr__(self) -> str:

@@ -17,9 +17,7 @@ __all__ = ["show_progress"]
 _REDRAW_S = 0.5
 
 
-def show_progress(
-    session: Session, handles: Sequence[Handle], over: Callable[[], bool], timeout: float | None
-) -> None:
+def show_progress(session: Session, handles: Sequence[Handle], over: Callable[[], bool], timeout: float | None) -> None:
     """Show how many of the handles are settled, until `over` says so or the time has run out."""
     deadline = None if timeout is None else time.monotonic() + timeout
     with tqdm(total=len(handles), unit="unit") as bar:
