@@ -121,8 +121,8 @@ def _print_runs(outcome: Outcome) -> None:
         ran = [sum(unit.ran_at == airport for unit in runs) or None for airport in AIRPORTS]
         rows.append([site, *ran, *_read(runs)])
     rows.append(["together", *(sum(u.ran_at == a for u in outcome.runs) for a in AIRPORTS), *_read(outcome.runs)])
-    print("\nWhere the units ran, by the site of their data:")
-    print(text_table(["data at", *(f"at {a}" for a in AIRPORTS), "read at own site", "copied across sites"], rows))
+    print("\nWhere the units ran, and the bytes that they read, by the site of their data:")
+    print(text_table(["data at", *(f"at {a}" for a in AIRPORTS), "from own site", "from other sites"], rows))
     print(f"Pilots and data ready after {outcome.ready_seconds:.1f} s, work done in {outcome.work_seconds:.1f} s more.")
 
 
@@ -137,7 +137,10 @@ def _print_results(outcome: Outcome) -> None:
     print("\nThe carriers, most punctual first (built: mean year of make of their planes, where known):")
     print(_frame_text(outcome.carriers, "carrier"))
     print("\nWhy the carriers' table was made where it was:")
-    print(outcome.why)
+    why = outcome.why
+    for pilot, site in outcome.pilots.items():
+        why = why.replace(f"to {pilot}", f"to {site}").replace(pilot, site.ljust(len(pilot)))
+    print(why)
 
 
 _FORMATS = {"airline": "{}", "flights": "{:,}", "planes": "{:,}", "built": "{:.0f}"}
@@ -160,4 +163,7 @@ def _print_comparison(modes: Sequence[bool], outcomes: Sequence[Outcome]) -> Non
         [_PLACEMENT[naive], f"{outcome.work_seconds:.1f} s", *_read(outcome.runs)]
         for naive, outcome in zip(modes, outcomes, strict=True)
     ]
-    print(text_table(["placement", "work", "read at own site", "copied across sites"], rows))
+    print(text_table(["placement", "work", "from own site", "from other sites"], rows))
+    print(
+        "The times say little: on one machine no line between sites is slow. The bytes are what would have to travel."
+    )

@@ -17,7 +17,7 @@ from dask.typing import Key
 from distributed import Client, Scheduler, Worker, get_worker
 from distributed.core import error_message
 from distributed.scheduler import TaskState, TaskStateState
-from distributed.utils import sync, thread_state
+from distributed.utils import sync
 
 from dpilot.runtime.work import UnitTask
 
@@ -79,7 +79,7 @@ def units_in(scheduler: Scheduler, keys: Iterable[Key]) -> Iterator[tuple[TaskSt
 
 
 def park(task: TaskState) -> None:
-    """Keep a task from running until it is bound."""
+    """Keep a task from running until it is bound. It must not be bound now: Dask counts its resources by these."""
     task.worker_restrictions = None
     task.resource_restrictions = PARKED
 
@@ -97,12 +97,11 @@ def bind(scheduler: Scheduler, bindings: Mapping[str, str]) -> None:
 
 
 def unbind(scheduler: Scheduler, keys: Iterable[Key]) -> None:
-    """Take bound tasks back from their workers: they are parked anew."""
+    """Take bound tasks back from their workers. Park them when they are released, before they go on."""
     recommendations: dict[Key, TaskStateState] = {}
     for key in keys:
         task = scheduler.tasks.get(key)
         if task is not None and task.state == "processing":
-            park(task)
             recommendations[key] = "released"
     scheduler.transitions(recommendations, stimulus_id=_stimulus("unbind"))
 
@@ -237,7 +236,8 @@ def call_from_worker(worker: Worker, **message: Any) -> Any:
 
 def this_task() -> tuple[Worker, str]:
     """The worker that runs this thread's task, and the task's key."""
-    return get_worker(), str(thread_state.key)
+    worker = get_worker()
+    return worker, str(worker.get_current_task())
 
 
 def take_orders(worker: Worker, handler: Callable[..., None]) -> None:

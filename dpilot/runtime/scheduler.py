@@ -117,8 +117,8 @@ class PilotPlugin(SchedulerPlugin):
         # Dask only logs what is raised here, and would then run the unit anywhere.
         units = []
         for task, unit in adapter.units_in(scheduler, tasks):
-            adapter.park(task)
-            if task.key not in self._unit_of:
+            if task.key not in self._unit_of:  # else it is a unit whose result a new one takes
+                adapter.park(task)
                 units.append((task, unit))
         if not units:
             return
@@ -195,6 +195,7 @@ class PilotPlugin(SchedulerPlugin):
 
     def _taken_back(self, record: UnitRecord) -> None:
         """A bound task left its worker before it ended: canceled, failed with a retry left, or its worker died."""
+        adapter.park(self.scheduler.tasks[record.key])
         worker, record.worker = record.worker, None
         if worker in self.scheduler.workers:
             # What it started may still run: its slots are free when the worker says so.
