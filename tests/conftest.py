@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 # Before Dask reads its configuration, and in the environment, so that processes started by tests have it
 # too: tests need no dashboard, and must not contend for its port.
@@ -15,6 +16,8 @@ os.environ["DASK_DPILOT__SCHEDULER__DASHBOARD_ADDRESS"] = "None"
 import psutil
 import pytest
 from hypothesis import settings
+
+from dpilot import ComputeDataService, PilotCompute, PilotComputeService, PilotData, PilotDataService
 
 pytest_plugins = ["tests.services"]
 
@@ -69,3 +72,44 @@ def no_process_left() -> Iterator[None]:
                 continue
     if lines:
         pytest.fail("processes that tests started were left behind (and have now been killed):\n" + "\n".join(lines))
+
+
+# Services on the embedded scheduler, which all tests of the process share. A module that needs the same pilot
+# in every test has fixtures of these names with a wider scope.
+
+
+@pytest.fixture
+def pcs() -> Iterator[PilotComputeService]:
+    """A service for pilots; ends them."""
+    with PilotComputeService() as service:
+        yield service
+
+
+@pytest.fixture
+def pds() -> Iterator[PilotDataService]:
+    """A service for stores."""
+    with PilotDataService() as service:
+        yield service
+
+
+@pytest.fixture
+def cds(pcs: PilotComputeService, pds: PilotDataService) -> Iterator[ComputeDataService]:
+    """A compute data service with `pcs` and `pds`; cancels what has not ended."""
+    with ComputeDataService() as service:
+        service.add_pilot_compute_service(pcs)
+        service.add_pilot_data_service(pds)
+        yield service
+
+
+@pytest.fixture
+def pilot(pcs: PilotComputeService, tmp_path: Path) -> PilotCompute:
+    """A pilot of two slots on this machine."""
+    return pcs.create_pilot(
+        {"service_url": "fork://localhost", "number_of_processes": 2, "working_directory": str(tmp_path / "work")}
+    )
+
+
+@pytest.fixture
+def store(pds: PilotDataService, tmp_path: Path) -> PilotData:
+    """A store in a directory of this machine."""
+    return pds.create_pilot({"service_url": f"file://{tmp_path / 'store'}"})

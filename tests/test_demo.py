@@ -131,10 +131,11 @@ def test_the_ranking_of_carriers_is_that_of_pandas_alone(
 
 @pytest.mark.cluster
 def test_units_run_where_their_data_lies(aware: Outcome) -> None:
-    at_sites = [unit for unit in aware.runs if unit.data_at != ALL_SITES]
-    assert len(at_sites) == len(data.AIRPORTS) * (2 * len(MONTHS) + 1)
-    assert [unit for unit in at_sites if unit.ran_at != unit.data_at or unit.far_bytes] == []
-    assert all(unit.near_bytes > 0 for unit in at_sites)
+    # Those that read flights, some 800 kB at least; the units that add up a year read some 50 kB, for which it does
+    # not pay to wait long.
+    monthly = [unit for unit in aware.runs if unit.near_bytes + unit.far_bytes > 500_000]
+    assert len(monthly) == len(data.AIRPORTS) * 2 * len(MONTHS)
+    assert [unit for unit in monthly if unit.ran_at != unit.data_at or unit.far_bytes] == []
 
 
 @pytest.mark.cluster
@@ -150,7 +151,7 @@ def test_only_what_is_gathered_crosses_sites(aware: Outcome) -> None:
 def test_taking_turns_copies_what_running_at_the_data_does_not(aware: Outcome, naive: Outcome, records: Path) -> None:
     assert {unit.ran_at for unit in naive.runs} == set(data.AIRPORTS)
     moved, gathered = (sum(unit.far_bytes for unit in outcome.runs) for outcome in (naive, aware))
-    assert moved > 10 * gathered
+    assert moved > 20 * gathered
     assert moved > sum(file.stat().st_size for file in records.glob("*/flights-*"))
 
 
@@ -220,7 +221,8 @@ def test_kept_files_stay(tmp_path: Path) -> None:
     assert code == 0, err
     assert command.leftovers() == ([], [])
     assert (tmp_path / "kept" / "records" / "EWR" / "flights-EWR-01.csv").exists()
-    assert list((tmp_path / "kept" / "aware" / "EWR").rglob("year-EWR.csv"))
+    for airport in data.AIRPORTS:
+        assert list((tmp_path / "kept" / "aware").glob(f"*/data/*/year-{airport}.csv"))
 
 
 @pytest.mark.cluster

@@ -328,7 +328,6 @@ def test_labels_are_kept_as_they_are(make):
         (pilot, "threads_per_worker", 1),
         (unit, "number_of_processes", 1),
         (unit, "retries", 0),
-        (unit, "gpus", 0),
         (data_unit, "number_of_replicas", 1),
     ],
 )
@@ -852,14 +851,13 @@ SIZES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "PiB": 2**50}
 )
 def test_sizes_with_a_unit(value, expected):
     assert store(size=value).size_nbytes == expected
-    assert unit(memory=value).memory_nbytes == expected
     assert pilot(memory_per_worker=value).memory_per_worker_nbytes == expected
 
 
 def test_numbers_are_megabytes_of_a_store_and_bytes_of_memory():
     for number in (100, 100.0, "100", np.int32(100)):
         assert store(size=number).size_nbytes == 100_000_000
-        assert unit(memory=number).memory_nbytes == 100
+        assert pilot(memory_per_worker=number).memory_per_worker_nbytes == 100
     assert store(size=0.5).size_nbytes == 500_000
 
 
@@ -897,8 +895,14 @@ def test_sizes_survive_in_every_unit(size, name):
     ids=lambda wrong: repr(wrong)[:20],
 )
 def test_sizes_that_cannot_be_read(wrong):
-    for make, field, word in [(store, "size", "megabytes"), (unit, "memory", "bytes")]:
+    for make, field, word in [(store, "size", "megabytes"), (pilot, "memory_per_worker", "bytes")]:
         refused(make, field, f"is not a size; write a positive number of {word}, or", **{field: wrong})
+
+
+def test_what_is_not_enforced_yet_is_refused():
+    refused(unit, "memory", "is not enforced yet", memory="1 GB")
+    refused(unit, "gpus", "require that", gpus=1)
+    assert unit(gpus=0).gpus == 0
 
 
 def test_storage_options():

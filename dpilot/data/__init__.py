@@ -6,7 +6,7 @@ from dpilot.data.names import check_name, check_pattern, collect
 from dpilot.data.sources import Source, expand_sources
 from dpilot.data.staging import stage_in, stage_out
 from dpilot.data.store import Store
-from dpilot.data.transfer import copy_unit, download, upload
+from dpilot.data.transfer import copy_unit, download, fetch, upload
 
 __all__ = [
     "FileEntry",
@@ -20,6 +20,7 @@ __all__ = [
     "copy_unit",
     "download",
     "expand_sources",
+    "fetch",
     "stage_in",
     "stage_out",
     "upload",

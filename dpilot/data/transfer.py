@@ -13,9 +13,9 @@ from dpilot.data.checksum import Hasher
 from dpilot.data.location import LocalLocation, Location, locate
 from dpilot.data.manifest import FileEntry, Manifest
 from dpilot.data.names import check_names, is_within
-from dpilot.data.sources import Source
+from dpilot.data.sources import Source, expand_sources
 from dpilot.data.store import Store
-from dpilot.errors import ChecksumError, DataError, PilotError, StagingError
+from dpilot.errors import ChecksumError, DataError, DescriptionError, PilotError, StagingError
 
 __all__ = ["MAX_TRANSFERS", "OnBytes", "copy_unit", "download", "upload"]
 
@@ -200,6 +200,47 @@ def download(
                 move.target.remove()
             move.target.prune(root)
         raise
+
+
+def fetch(url: str, target: Path, *, on_bytes: OnBytes | None = None) -> int:
+    """Copy one file to a path of this machine at which there is nothing yet.
+
+    Parameters
+    ----------
+    url : str
+        A path or URL, as in :func:`~dpilot.data.sources.expand_sources`.
+    target : Path
+        Its directory is made if it is not there.
+    on_bytes : callable, optional
+        As in :func:`upload`.
+
+    Returns
+    -------
+    int
+        The bytes that were copied.
+
+    Raises
+    ------
+    StagingError
+        If there is something at the target, or the source is not one file that can be read.
+    """
+    count = 0
+    try:
+        sources = expand_sources([url])
+        if len(sources) != 1:
+            raise StagingError(f"file_transfer {url!r} is {len(sources)} files; name one file")
+        (source,) = sources.values()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("xb") as file:
+            for chunk in source.location.read(None):
+                count += file.write(chunk)
+                if on_bytes is not None:
+                    on_bytes(len(chunk))
+    except FileExistsError:
+        raise StagingError(f"file_transfer {url!r}: {str(target)!r} is there already; choose another target") from None
+    except (OSError, DataError, DescriptionError) as error:
+        raise StagingError(f"file_transfer {url!r} > {str(target)!r} failed: {error}") from error
+    return count
 
 
 def target_directory(path: Path, names: Iterable[str]) -> LocalLocation:

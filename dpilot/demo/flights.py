@@ -48,7 +48,7 @@ def run(
     *,
     naive: bool = False,
     progress: bool = False,
-    on_start: Callable[[str], None] = lambda dashboard: None,
+    on_start: Callable[[str | None], None] = lambda dashboard: None,
 ) -> Outcome:
     """Run the job.
 
@@ -62,7 +62,7 @@ def run(
     progress : bool
         Show progress bars on stderr.
     on_start : callable
-        Gets the URL of the dashboard, once it is served.
+        Gets the URL of the dashboard, or None without one.
 
     Returns
     -------

@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dask
+
 from dpilot.demo.data import AIRPORTS, prepare
 from dpilot.demo.flights import ALL_SITES, Outcome, Site, UnitRun, run
 from dpilot.demo.seaweed import s3_server
@@ -49,6 +51,7 @@ def demo(modes: Sequence[bool], months: Sequence[int], *, s3: bool, keep: Path |
     begun = time.perf_counter()
     with ExitStack() as stack:
         directory = _directory(keep, stack)
+        stack.enter_context(dask.config.set(temporary_directory=str(directory / "dask")))  # else it litters
         count = prepare(directory / "records", months)
         print(
             f"{count:,} flights that left New York in 2013, and the weather, recorded at three airports: "

@@ -62,6 +62,8 @@ class LaunchRequest:
         Memory of each worker, in bytes; by default the machine's, shared out by threads.
     environment : mapping of str to str
         Variables for the workers and all that they start.
+    options : mapping of str to object
+        What only the launcher understands; it refuses what it does not.
     tags : tuple of str
         Dask resources of every worker, as much of each as the worker has threads.
     preload : tuple of str
@@ -79,6 +81,7 @@ class LaunchRequest:
     threads_per_worker: int = 1
     memory_nbytes: int | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()
     start_timeout_s: float = 60.0

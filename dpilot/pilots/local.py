@@ -64,6 +64,12 @@ class LocalLauncher(Launcher):
         PilotLaunchError
             If the working directory cannot be made or written to, or the agent cannot be started.
         """
+        if request.options:
+            raise DescriptionError(
+                f"launcher_options {dict(request.options)!r}: {self.url.scheme}:// has none; leave them out",
+                field="launcher_options",
+                value=dict(request.options),
+            )
         directory = Path(request.working_directory).absolute()
         try:
             directory.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from dask.sizeof import sizeof
 from distributed import Worker, WorkerPlugin
 
 from dpilot import config
-from dpilot.data import Manifest, Store, expand_sources, stage_in, stage_out
+from dpilot.data import Manifest, Store, fetch, stage_in, stage_out
 from dpilot.errors import PilotError, StagingError, StateError, UnitCanceledError, UnitError
 from dpilot.runtime import adapter
 from dpilot.runtime.process import RunningProgram
@@ -293,7 +293,7 @@ def _stage_in(run: _Run, resolve: dict[Reference, Any]) -> tuple[str, ...]:
     transfers = int(config.get("data.transfers"))
     began = time.time()
     for source, target in task.transfers:
-        _transfer(source, directory, target, run)
+        fetch(source, directory / target, on_bytes=run.check)
     tickets = plugin.ask("inputs", unit=task.id, pilot=plugin.pilot) if task.request.inputs else {}
     for du, (manifest, replicas) in tickets.items():
         run.check()
@@ -335,21 +335,6 @@ def _stage_unit(
         f"data unit {manifest.du} could not be staged for {run.task.id} from any of its {len(failures)} replicas; "
         f"the last failure: {failures[-1]}"
     ) from failures[-1]
-
-
-def _transfer(source: str, directory: Path, target: str, run: _Run) -> None:
-    path = directory / target
-    try:
-        (found,) = expand_sources([source]).values()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file:
-            for chunk in found.location.read(None):
-                run.check()
-                file.write(chunk)
-    except FileExistsError:
-        raise StagingError(f"file_transfer {source!r}: {target!r} is there already; choose another target") from None
-    except (OSError, PilotError, ValueError) as error:
-        raise StagingError(f"file_transfer {source!r} > {target!r} failed: {error}") from error
 
 
 def _stage_out(run: _Run, exclude: tuple[str, ...]) -> None:

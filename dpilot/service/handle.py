@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, MutableMapping
 from typing import Any, ClassVar, Self
 
@@ -37,7 +38,7 @@ class Callback:
         self.cb(unit, member, value)
 
 
-class Handle:
+class Handle(ABC):
     """Base of all handles. Handles are cheap; the object itself lives at the scheduler.
 
     Subclasses state the prefix of their ids and the table of their states.
@@ -95,6 +96,7 @@ class Handle:
         handle._adopted(handle._adopt(session, id))
         return handle
 
+    @abstractmethod
     def _adopted(self, snapshot: dict[str, Any]) -> None:
         """Take what is special to the kind from a snapshot."""
 
@@ -141,9 +143,9 @@ class Handle:
     def __exit__(self, *exc_info: object) -> None:
         self.cancel()
 
+    @abstractmethod
     def cancel(self) -> None:
         """End it."""
-        raise NotImplementedError
 
     def set_callback(self, member: str | Callable[..., Any], cb: Callable[..., Any] | None = None) -> None:
         """Have ``cb(self, "state", value)`` called for each change of state from now on, once and in order.

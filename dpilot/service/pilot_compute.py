@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpilot import config
+from dpilot.data import fetch
 from dpilot.descriptions import PilotComputeDescription, PilotSpec, check_coordination_url
 from dpilot.errors import PilotError, PilotTimeoutError, PlacementError, StateError
 from dpilot.pilots.launcher import Launcher, LaunchRequest, RunningPilot, launcher_for
@@ -80,12 +81,15 @@ class PilotCompute(Handle):
             threads_per_worker=threads,
             memory_nbytes=spec.memory_per_worker_nbytes,
             environment=spec.environment,
+            options=spec.launcher_options,
             tags=(f"pilot:{self.id}", *(f"{what}:{label}" for what, label in labels if label)),
             preload=_PRELOAD,
             start_timeout_s=config.seconds("pilot.start-timeout"),
             grace_s=config.seconds("unit.grace-period"),
         )
         try:
+            for transfer in spec.file_transfer:
+                fetch(transfer.source, Path(directory) / transfer.target)
             self._process = launcher.submit(request)
         except Exception as error:
             session.call("pilot_ended", id=self.id, code=1, log=str(error))
