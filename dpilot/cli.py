@@ -50,7 +50,7 @@ def demo(naive: bool, compare: bool, s3: bool, months: int, keep: Path | None) -
     try:
         show([False, True] if compare else [naive], range(1, months + 1), s3=s3, keep=keep)
     except KeyboardInterrupt:
-        click.echo("\nInterrupted: the pilots have ended.", err=True)
+        click.echo("\nInterrupted: nothing is left running.", err=True)
         sys.exit(130)
     except PilotError as error:
         raise click.ClickException(str(error)) from error

@@ -137,7 +137,15 @@ class StagingError(UnitError):
 
 
 class InputError(UnitError):
-    """An input data unit will never be there: it failed, was removed, or its producer failed."""
+    """An input data unit will never be there: it failed, was removed, or its producer failed.
+
+    Attributes
+    ----------
+    root : str
+        Where that began, however long the chain of units and data units is.
+    """
+
+    root: str = ""
 
 
 class UnitCanceledError(UnitError):

@@ -427,7 +427,7 @@ def test_compute_data_round_trip(
             "executable": "/bin/sh",
             "arguments": [
                 "-c",
-                "mkdir sub; for f in *.txt *.bin; do cp $f sub/$f.out; done; echo log > a.log; echo done",
+                "mkdir sub; for f in one.txt two.bin; do cp $f sub/$f.out; done; echo log > a.log; echo done",
             ],
             "input_data": [source],
             "output_data": [{result: ["sub/*.out", "std*.txt"]}, {"logs": "*.log"}],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from dpilot.demo.flights import ALL_SITES, Outcome, Site, UnitRun, run
 from dpilot.demo.seaweed import s3_server
 from dpilot.errors import PilotError
 from dpilot.monitor.tables import nbytes_text, text_table
+from dpilot.runtime.session import Session
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,8 +52,10 @@ def demo(modes: Sequence[bool], months: Sequence[int], *, s3: bool, keep: Path |
     """
     begun = time.perf_counter()
     with ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
         directory = _directory(keep, stack)
         stack.enter_context(dask.config.set(temporary_directory=str(directory / "dask")))  # else it litters
+        stack.callback(Session.close_all)  # before its directory goes
         count = prepare(directory / "records", months)
         print(
             f"{count:,} flights that left New York in 2013, and the weather, recorded at three airports: "
@@ -67,6 +71,7 @@ def demo(modes: Sequence[bool], months: Sequence[int], *, s3: bool, keep: Path |
             if s3
             else "Reading a file at one's own site is a link; from another site it is a real copy."
         )
+        print("dpilot is told that lines of 1 Mbit/s join the sites; nothing is really slowed down.")
         outcomes = []
         for naive in modes:
             print(f"\n{_EXPLAINED[naive]}", flush=True)
@@ -80,6 +85,7 @@ def demo(modes: Sequence[bool], months: Sequence[int], *, s3: bool, keep: Path |
             _print_comparison(modes, outcomes)
         else:
             print("\nTo measure both placements beside each other: dpilot demo --compare")
+        stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)  # what is left is to clean up: let it
         print(f"Done in {time.perf_counter() - begun:.1f} s." + (f" Files kept in {directory}." if keep else ""))
     return outcomes
 

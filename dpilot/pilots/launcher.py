@@ -29,6 +29,7 @@ __all__ = [
     "agent_arguments",
     "launcher_for",
     "launcher_schemes",
+    "register_launcher",
 ]
 
 #: The entry point group in which launchers are found.
@@ -181,9 +182,20 @@ def agent_arguments(request: LaunchRequest) -> tuple[str, ...]:
     return tuple(arguments)
 
 
+def register_launcher(scheme: str, launcher: type[Launcher]) -> None:
+    """Have pilots whose ``service_url`` has `scheme` started by `launcher`, in this process.
+
+    Packages that are installed use an entry point in the group ``dpilot.launchers`` instead.
+    """
+    _registered[scheme] = EntryPoint(scheme, f"{launcher.__module__}:{launcher.__qualname__}", GROUP)
+
+
+_registered: dict[str, EntryPoint] = {}
+
+
 def _launchers() -> dict[str, EntryPoint]:
     others = {point.name: point for point in entry_points(group=GROUP)}
-    return others | {scheme: EntryPoint(scheme, value, GROUP) for scheme, value in _BUILT_IN.items()}
+    return others | {scheme: EntryPoint(scheme, value, GROUP) for scheme, value in _BUILT_IN.items()} | _registered
 
 
 def launcher_schemes() -> list[str]:

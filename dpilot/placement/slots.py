@@ -16,6 +16,7 @@ class Reservation(NamedTuple):
 
     slots: tuple[tuple[str, int], ...]
     expected_s: float
+    several: bool  # whether it asked for more than one
 
     @property
     def worker(self) -> str:
@@ -77,13 +78,21 @@ class PilotSlots:
         self._idle += worker.idle
 
     def remove_worker(self, address: str) -> list[str]:
-        """A worker is gone. Returns the units that held slots there; all that they held is free again."""
+        """A worker is gone. Returns the units that it ran; all that they held is free again.
+
+        Those that only held slots there run on elsewhere, and keep the slots that they hold on other workers.
+        """
         worker = self.workers.get(address)
         if worker is None:
             return []
-        units = sorted(worker.units)
-        for unit in units:
-            self.release(unit)
+        units = []
+        for unit in sorted(worker.units):
+            reservation = self.reservations[unit]
+            if reservation.worker == address:
+                units.append(unit)
+                self.release(unit)
+            else:
+                self._shrink(unit, reservation, address)
         del self.workers[address]
         self.total -= worker.slots
         self._idle -= worker.idle
@@ -132,7 +141,7 @@ class PilotSlots:
                 if take:
                     held.append((address, take))
                     missing -= take
-        reservation = Reservation(tuple(held), expected_s)
+        reservation = Reservation(tuple(held), expected_s, slots > 1)
         for address, count in held:
             worker = self.workers[address]
             self._change(worker, count, expected_s)
@@ -150,6 +159,15 @@ class PilotSlots:
             units.discard(unit)
             units.add(name)
 
+    def _shrink(self, unit: str, reservation: Reservation, address: str) -> None:
+        """Give back the slots that `unit` holds at one of its workers."""
+        kept = tuple(held for held in reservation.slots if held[0] != address)
+        self.reservations[unit] = reservation._replace(slots=kept)
+        worker = self.workers[address]
+        self._change(worker, -dict(reservation.slots)[address], reservation.expected_s)
+        worker.exclusive -= 1
+        worker.units.discard(unit)
+
     def _change(self, worker: _Worker, count: int, expected_s: float) -> None:
         self._idle -= worker.idle
         worker.busy += count
@@ -162,10 +180,9 @@ class PilotSlots:
         reservation = self.reservations.pop(unit, None)
         if reservation is None:
             return False
-        several = sum(count for _, count in reservation.slots) > 1
         for address, count in reservation.slots:
             worker = self.workers[address]
             self._change(worker, -count, reservation.expected_s)
-            worker.exclusive -= several
+            worker.exclusive -= reservation.several
             worker.units.discard(unit)
         return True

@@ -10,7 +10,7 @@ names nobody, so it comes back to ``no-worker`` by itself.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from dask.typing import Key
@@ -26,6 +26,7 @@ __all__ = [
     "PARKED",
     "address_of",
     "answer_calls",
+    "answer_cancels",
     "answer_reports",
     "attach_metadata",
     "bind",
@@ -33,15 +34,20 @@ __all__ = [
     "call_from_worker",
     "call_in_loop",
     "cancel",
+    "error_text",
     "fail",
+    "is_executing",
     "is_running",
     "is_status_change",
     "on_events",
     "on_lost",
+    "on_refused",
     "order",
     "park",
     "pin",
+    "prioritize",
     "report",
+    "retry",
     "send_event",
     "take_orders",
     "this_task",
@@ -84,6 +90,12 @@ def park(task: TaskState) -> None:
     task.resource_restrictions = PARKED
 
 
+def prioritize(task: TaskState, priority: float, order: int) -> None:
+    """Say which of the tasks that wait at one worker goes first: by `priority`, then those of earlier graphs."""
+    assert task.priority is not None
+    task.priority = (-priority, task.priority[1], order)
+
+
 def bind(scheduler: Scheduler, bindings: Mapping[str, str]) -> None:
     """Send parked tasks each to the worker (an address) that was chosen for it."""
     recommendations: dict[Key, TaskStateState] = {}
@@ -106,6 +118,15 @@ def unbind(scheduler: Scheduler, keys: Iterable[Key]) -> None:
     scheduler.transitions(recommendations, stimulus_id=_stimulus("unbind"))
 
 
+def retry(scheduler: Scheduler, key: Key) -> bool:
+    """Whether a task that failed may be tried again; this takes one of its retries."""
+    task = scheduler.tasks[key]
+    if not task.retries:
+        return False
+    task.retries -= 1
+    return True
+
+
 def fail(scheduler: Scheduler, key: Key, error: BaseException) -> None:
     """Make a task that waits or is parked fail with `error`."""
     task = scheduler.tasks.get(key)
@@ -123,6 +144,12 @@ def fail(scheduler: Scheduler, key: Key, error: BaseException) -> None:
         traceback_text=message["traceback_text"],
     )
     scheduler.transitions(recommendations, stimulus_id=_stimulus("fail"))
+
+
+def error_text(scheduler: Scheduler, key: Key) -> str:
+    """Why a task failed, in words: the error itself may need modules that only clients and workers have."""
+    task = scheduler.tasks[key]
+    return (task.exception_blame or task).exception_text or "for a reason unknown"
 
 
 def pin(scheduler: Scheduler, keys: Iterable[Key]) -> None:
@@ -183,6 +210,22 @@ def answer_reports(scheduler: Scheduler, handler: Callable[..., None]) -> None:
     scheduler.stream_handlers[HANDLER] = handler
 
 
+def answer_cancels(scheduler: Scheduler, handler: Callable[[list[Key]], None]) -> None:
+    """Call `handler` with the keys that a client cancels, of those which no other client wants.
+
+    Dask itself would not cancel them: it believes that the plugin wants them.
+    """
+    dask_cancels = scheduler.stream_handlers["cancel-keys"]
+
+    def cancel_keys(keys: list[Key], client: str, force: bool, **kwargs: Any) -> None:
+        tasks = (scheduler.tasks.get(key) for key in keys)
+        wanted = [(t.key, {c.client_key for c in t.who_wants or ()}) for t in tasks if t is not None]
+        handler([key for key, clients in wanted if force or clients <= {client, _KEEPER}])
+        dask_cancels(keys=keys, client=client, force=force, **kwargs)
+
+    scheduler.stream_handlers["cancel-keys"] = cancel_keys
+
+
 def send_event(scheduler: Scheduler, client: str, events: list[Any]) -> None:
     """Send to one client, in order with what Dask tells it of its futures."""
     scheduler.client_send(client, {"op": HANDLER, "events": events})
@@ -196,11 +239,36 @@ def on_events(client: Client, handler: Callable[[list[Any]], None]) -> None:
     client._stream_handlers[HANDLER] = handler
 
 
+def on_refused(client: Client, handler: Callable[[Collection[str], str], None]) -> None:
+    """Have ``handler(keys, reason)`` called, in the client's event loop, for tasks that were canceled or have erred."""
+    handlers: dict[str, Any] = client._stream_handlers
+    dask_canceled, dask_erred = handlers["cancelled-keys"], handlers["task-erred"]
+
+    def canceled(keys: Collection[str], reason: str | None = None, msg: str | None = None) -> None:
+        dask_canceled(keys, reason, msg)
+        handler(keys, reason or "canceled")
+
+    def erred(key: str, **kwargs: Any) -> None:
+        dask_erred(key, **kwargs)
+        handler((key,), "its graph could not be read")
+
+    handlers["cancelled-keys"] = canceled
+    handlers["task-erred"] = erred
+
+
 def on_lost(client: Client, handler: Callable[[], None]) -> None:
-    """Have `handler` called, in the client's event loop, when the connection has ended for good."""
+    """Have `handler` called, in the client's event loop, when the connection has ended.
+
+    Dask would try to connect anew, but has then forgotten the client's futures: there is nothing to come back to.
+    """
     task = client._handle_report_task
 
+    async def give_up() -> None:
+        handler()
+        await client._close()
+
     def watch() -> None:
+        client._reconnect = give_up  # type: ignore[method-assign]
         if task is None:
             handler()
         else:
@@ -254,6 +322,12 @@ def was_freed(worker: Worker, key: str) -> bool:
     """Whether the scheduler took a task back that runs, or is about to run, in a thread of this worker."""
     task = worker.state.tasks.get(key)
     return task is None or task.state in ("cancelled", "released", "forgotten")
+
+
+def is_executing(worker: Worker, key: str) -> bool:
+    """Whether a task has a thread of this worker, or is about to get it."""
+    task = worker.state.tasks.get(key)
+    return task is not None and task.state == "executing"
 
 
 def attach_metadata(worker: Worker, key: str, value: Any) -> None:

@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import psutil
+
 from dpilot.descriptions import expand
 from dpilot.errors import ExecutableError
 from dpilot.runtime.work import Program
@@ -43,6 +45,7 @@ class RunningProgram:
     def __init__(self, program: Program, directory: Path, environment: Mapping[str, str]) -> None:
         self.program = program
         self.directory = directory
+        self._killer: threading.Timer | None = None  # once it was told to end
         own = {**environment, **program.environment}
         variables = {**os.environ, **own}
         executable = expand(program.executable, variables)
@@ -119,13 +122,15 @@ class RunningProgram:
             code = self._popen.wait(walltime_s)
         except subprocess.TimeoutExpired:
             self.stop(0.0)
-            self._popen.wait()
+            self._wait_for_group()
             raise ExecutableError(
                 f"{self.program.executable!r} was ended after its walltime of {walltime_s:g} s; "
                 "ask for more walltime, or give it less to do",
                 exit_code=None,
                 stderr=self._tail(stderr_lines),
             ) from None
+        if self._killer is not None:
+            self._wait_for_group()
         if code != 0:
             tail = self._tail(stderr_lines)
             how = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
@@ -134,13 +139,28 @@ class RunningProgram:
 
     def stop(self, grace_s: float) -> None:
         """End its whole process group: with SIGTERM, and what is left after `grace_s` seconds with SIGKILL."""
+        self._killer = threading.Timer(grace_s, self._signal, (signal.SIGKILL,))
+        self._killer.daemon = True
         if grace_s > 0:
             self._signal(signal.SIGTERM)
-            timer = threading.Timer(grace_s, self._signal, (signal.SIGKILL,))
-            timer.daemon = True
-            timer.start()
+            self._killer.start()
         else:
             self._signal(signal.SIGKILL)
+
+    def _wait_for_group(self) -> None:
+        """Wait until all of a group that was told to end is gone: its slots are taken until then."""
+        self._popen.wait()
+        while members := [process for process in psutil.process_iter() if self._has(process)]:
+            for process in members:
+                with suppress(psutil.Error):
+                    process.wait()
+        assert self._killer is not None
+        self._killer.cancel()  # the group's number may soon be another's
+
+    def _has(self, process: psutil.Process) -> bool:
+        with suppress(ProcessLookupError, psutil.Error):
+            return os.getpgid(process.pid) == self._popen.pid and process.status() != psutil.STATUS_ZOMBIE
+        return False
 
     def _signal(self, number: int) -> None:
         with suppress(ProcessLookupError, PermissionError):

@@ -131,6 +131,7 @@ class DataRecord(Record):
             "description": self.description,
             "manifest": self.manifest,
             "replicas": list(self.replicas),
+            "coming": list(self.busy),
             "writers": sorted(self.writers),
             "ready": self.is_ready,
         }

@@ -27,6 +27,7 @@ from dpilot.errors import (
     InputError,
     PilotError,
     PilotLaunchError,
+    StagingError,
     StateError,
     StoreFullError,
     UnitError,
@@ -85,6 +86,7 @@ class PilotPlugin(SchedulerPlugin):
         self._background: set[asyncio.Task[Any]] = set()
         adapter.answer_calls(scheduler, self.answer)
         adapter.answer_reports(scheduler, self.take_report)
+        adapter.answer_cancels(scheduler, self._dask_cancels)
 
     # ---------------------------------------------------------------- events to clients
 
@@ -123,13 +125,15 @@ class PilotPlugin(SchedulerPlugin):
         if not units:
             return
         adapter.pin(scheduler, [task.key for task, _ in units])
-        for task, unit in sorted(units, key=lambda pair: pair[1].submitted):
+        for n, (task, unit) in enumerate(sorted(units, key=lambda pair: pair[1].submitted)):
             task.retries = unit.retries
+            adapter.prioritize(task, unit.priority, n)
             try:
                 self._admit(task, unit, client)
             except Exception as error:
-                logger.exception("unit %s could not be admitted", unit.id)
-                self._loop.call_soon(adapter.fail, scheduler, task.key, error)
+                if not isinstance(error, PilotError):
+                    logger.exception("unit %s could not be admitted", unit.id)
+                self._loop.call_soon(self._fail, self.records.units[unit.id], error)
 
     def _admit(self, task: TaskState, unit: UnitTask, client: str) -> None:
         record = UnitRecord(unit.id, str(task.key), unit.request.pool, unit.submitted, {client}, unit.request)
@@ -139,21 +143,24 @@ class PilotPlugin(SchedulerPlugin):
         record.recompute = not isinstance(unit.work, Program)
         self.records.units[unit.id] = record
         self._unit_of[task.key] = record
-        self._advance(record, State.Pending)
+        self._advance(record, State.Pending, unit.submitted)
         if unit.request.pilot is not None:
             pilot = self._pilot(unit.request.pilot)
             pilot.units[unit.id] = None
             if pilot.life.state.is_final:
                 raise StateError(f"{unit.id} was submitted to {pilot.id}, which is {pilot.life.state}")
+        for du in record.outputs:  # first: whatever happens to this unit, they and their readers are told
+            data = self._data(du)
+            if data.life.state.is_final:
+                raise StagingError(f"{unit.id} writes to {du}, which is {data.life.state}; write to a new data unit")
+            data.writers.add(unit.id)
         for du in unit.request.inputs:
             data = self._data(du)
             if data.life.state.is_final:
-                raise InputError(f"{unit.id} reads {du}, which is {data.life.state}: {data.error or 'it was removed'}")
+                raise _unreadable(unit.id, data.error or DataError(f"data unit {du} is {data.life.state}"))
             if not data.is_ready:
                 record.missing.add(du)
                 data.waiting.add(unit.id)
-        for du in record.outputs:
-            self._data(du).writers.add(unit.id)
 
     def transition(self, key: Key, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """A task has changed its state."""
@@ -177,6 +184,10 @@ class PilotPlugin(SchedulerPlugin):
         elif finish == "forgotten":
             self._ended(record, State.Canceled)
             self._unit_of.pop(key, None)
+
+    def _dask_cancels(self, keys: Iterable[Key]) -> None:
+        """A client cancels futures; those that are units' are canceled as the units are."""
+        self.call_cancel_units([self._unit_of[key].id for key in keys if key in self._unit_of])
 
     def _parked(self, record: UnitRecord) -> None:
         task = self.scheduler.tasks[record.key]
@@ -227,6 +238,12 @@ class PilotPlugin(SchedulerPlugin):
         for du in record.outputs:
             self._written(self.records.data[du], record)
 
+    def _fail(self, record: UnitRecord, error: BaseException) -> None:
+        """Have a unit fail that does not run."""
+        if not record.life.state.is_final:
+            record.error = error
+            adapter.fail(self.scheduler, record.key, error)
+
     def _ended(self, record: UnitRecord, state: State) -> None:
         """A unit failed, or is canceled: everything that it held or promised is undone."""
         self.matcher.withdraw(record.id)
@@ -246,7 +263,7 @@ class PilotPlugin(SchedulerPlugin):
             data = self.records.data.get(du)
             if data is not None and record.id in data.writers:
                 data.writers.discard(record.id)
-                self._lose(data, _unwritten(du, record.id, state))
+                self._lose(data, self._unwritten(du, record))
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """A worker has joined; if its tags name a pilot, its slots are that pilot's."""
@@ -363,9 +380,17 @@ class PilotPlugin(SchedulerPlugin):
             record.nbytes = tuple(details["nbytes"])
             self._advance(record, State.Staging, details["at"] - details["seconds"], pilot=record.pilot)
             self._advance(record, State.Running, details["at"])
+        elif what == "overdue" and record.worker == worker:
+            self._overdue(record, details["error"])
         elif what == "collecting":
             self._advance(record, State.Running, details["at"], pilot=record.pilot)
             self._advance(record, State.Staging, details["at"])
+
+    def _overdue(self, record: UnitRecord, error: bytes) -> None:
+        """A function runs longer than it may. It cannot be interrupted: its slots are free when it returns."""
+        adapter.unbind(self.scheduler, [record.key])
+        if not adapter.retry(self.scheduler, record.key):
+            self._fail(record, pickle.loads(error))
 
     # ---------------------------------------------------------------- data units
 
@@ -388,6 +413,9 @@ class PilotPlugin(SchedulerPlugin):
         data.replicas[pd] = None
         self._view(data)
 
+    def _tell_replicas(self, data: DataRecord, **extra: Any) -> None:
+        self._tell(data, None, {"replicas": list(data.replicas), "coming": list(data.busy), **extra})
+
     def _written(self, data: DataRecord, writer: UnitRecord) -> None:
         data.writers.discard(writer.id)
         self._check_ready(data)
@@ -397,7 +425,7 @@ class PilotPlugin(SchedulerPlugin):
         if data.life.state.is_final or not data.replicas:
             return
         self._advance(data, State.Running)
-        self._tell(data, None, {"replicas": len(data.replicas)})
+        self._tell_replicas(data)
         if not data.is_ready:
             return
         waiting, data.waiting = data.waiting, set()
@@ -415,9 +443,17 @@ class PilotPlugin(SchedulerPlugin):
             self._advance(data, State.Failed, error=pickle.dumps(error))
         waiting, data.waiting = data.waiting, set()
         for unit in waiting:
-            record = self.records.units[unit]
-            failure = InputError(f"{unit} cannot run: {error}")
-            self._loop.call_soon(adapter.fail, self.scheduler, record.key, failure)
+            self._loop.call_soon(self._fail, self.records.units[unit], _unreadable(unit, error))
+
+    def _unwritten(self, du: str, writer: UnitRecord) -> InputError:
+        """What is wrong with a data unit whose writer has failed or was canceled; `root` is where that began."""
+        if writer.life.state is State.Canceled:
+            root = f"{writer.id} was canceled"
+        elif isinstance(writer.error, InputError):
+            root = writer.error.root
+        else:
+            root = f"{writer.id} failed: {writer.error or adapter.error_text(self.scheduler, writer.key)}"
+        return InputError(f"data unit {du} will not be complete: {root}", root=root)
 
     def _stop_writing(self, record: UnitRecord) -> None:
         for du in record.outputs:
@@ -444,7 +480,7 @@ class PilotPlugin(SchedulerPlugin):
             for record in direct:
                 if not record.life.state.is_final:
                     failure = UnitError(f"{record.id} was submitted to {pilot.id}, which failed: {error}")
-                    adapter.fail(self.scheduler, record.key, failure)
+                    self._fail(record, failure)
         elif left:
             adapter.cancel(self.scheduler, left)
         self._pools()
@@ -536,7 +572,9 @@ class PilotPlugin(SchedulerPlugin):
         return {
             "pilots": [r.id for r in self.records.pilots.values() if r.owner in owners],
             "stores": [r.id for r in self.records.stores.values() if r.owner in owners],
-            "data": [r.id for r in self.records.data.values() if r.owner in owners or id in r.replicas],
+            "data": [
+                r.id for r in self.records.data.values() if r.owner in owners or id in r.replicas or id in r.busy
+            ],
             "units": [r.id for r in units if r.owner == id or r.request.pilot == id],
         }
 
@@ -639,13 +677,19 @@ class PilotPlugin(SchedulerPlugin):
         self._advance(record, State.Pending)
         return list(stores)
 
-    def call_begin_replica(self, id: str, pd: str) -> tuple[Manifest, list[Store], Store]:
-        """A client is about to copy a data unit to a store: what, from where, and to where."""
+    def call_begin_replica(self, id: str, pd: str) -> tuple[Manifest, list[Store], Store] | None:
+        """A client is about to copy a data unit to a store: what, from where, and to where.
+
+        None: there is nothing to do, for it is there, or on its way there.
+        """
         data, store = self._data(id), self._store(pd)
+        if pd in data.replicas or pd in data.busy:
+            return None
         if data.manifest is None or not data.replicas:
             raise DataError(f"{id} has no replica yet to copy to {pd}; wait() for it first")
         store.reserve(id, data.manifest.nbytes)
         data.busy[pd] = None
+        self._tell_replicas(data)
         sources = [self._store(source) for source in data.replicas]
         sources.sort(key=lambda source: (source.site.distance(store.site), source.id))
         return data.manifest, [source.store for source in sources], store.store
@@ -662,6 +706,7 @@ class PilotPlugin(SchedulerPlugin):
         self._store(pd).reserved.pop(id, None)
         data.busy.pop(pd, None)
         if data.life.state.is_final:
+            self._tell_replicas(data)
             raise StateError(f"{id} is {data.life.state}; its new replica on {pd} is not used")
         self._add_replica(data, pd, manifest)
         self._check_ready(data)
@@ -671,6 +716,7 @@ class PilotPlugin(SchedulerPlugin):
         data = self._data(id)
         self._store(pd).reserved.pop(id, None)
         data.busy.pop(pd, None)
+        self._tell_replicas(data, error=pickle.dumps(error))
         if not data.replicas and not data.busy:
             self._lose(data, error)
 
@@ -679,7 +725,6 @@ class PilotPlugin(SchedulerPlugin):
         data = self._data(id)
         for pd in data.replicas:
             store = self._store(pd)
-            store.reserved.pop(id, None)
             store.used_nbytes += manifest.nbytes - (data.manifest.nbytes if data.manifest else 0)
         data.manifest = manifest
         self._view(data)
@@ -687,11 +732,19 @@ class PilotPlugin(SchedulerPlugin):
 
     def call_reserve(self, id: str, nbytes: int) -> list[tuple[str, Store]]:
         """Set room aside on every store of a data unit, for files to be added; returns the stores."""
-        data = self._data(id)
-        stores = [self._store(pd) for pd in data.replicas]
-        for store in stores:
-            store.reserve(id, nbytes)
+        stores = [self._store(pd) for pd in self._data(id).replicas]
+        try:
+            for store in stores:
+                store.reserve(id, nbytes)
+        except StoreFullError:
+            self.call_unreserve(id)
+            raise
         return [(store.id, store.store) for store in stores]
+
+    def call_unreserve(self, id: str) -> None:
+        """The files of a data unit have been added, or will not be: what was set aside for them is free."""
+        for pd in self._data(id).replicas:
+            self._store(pd).reserved.pop(id, None)
 
     def call_seal(self, id: str) -> None:
         """A data unit is complete as it is, even if empty."""
@@ -710,15 +763,16 @@ class PilotPlugin(SchedulerPlugin):
             store.units.pop(data.id, None)
             store.used_nbytes -= data.manifest.nbytes if data.manifest is not None else 0
             self._view(data)
-            self._tell(data, None, {"replicas": len(data.replicas)})
+            self._tell_replicas(data)
 
     def call_remove_replica(self, id: str, pd: str) -> None:
         """A replica is gone; with the last one, the data unit is."""
         data = self._data(id)
         self._drop_replica(data, pd)
         if not data.replicas and not data.life.state.is_final:
+            data.error = DataError(f"data unit {id} was removed from its last store" if pd else f"{id} was canceled")
             self._advance(data, State.Canceled)
-            self._lose(data, DataError(f"data unit {id} was removed from its last store"))
+            self._lose(data, data.error)
 
     # -- compute units
 
@@ -824,8 +878,8 @@ def _matcher() -> Matcher:
     )
 
 
-def _unwritten(du: str, unit: str, state: State) -> InputError:
-    return InputError(f"data unit {du} will not be complete: {unit}, which writes it, is {state}")
+def _unreadable(unit: str, error: BaseException) -> InputError:
+    return InputError(f"{unit} cannot run: {error}", root=error.root if isinstance(error, InputError) else str(error))
 
 
 def _store_view(store: StoreRecord) -> StoreView:

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -19,11 +19,12 @@ from distributed import Client, Future, LocalCluster
 
 from dpilot import config
 from dpilot._version import version
-from dpilot.errors import ConnectionLostError, PilotError, PilotTimeoutError
+from dpilot.errors import ConnectionLostError, InputError, PilotError, PilotTimeoutError
 from dpilot.runtime import adapter
 from dpilot.runtime.scheduler import PilotPlugin
 from dpilot.runtime.work import Reference, UnitTask
 from dpilot.runtime.worker import UnitPlugin, run_unit
+from dpilot.states import State
 from dpilot.urls import ObjectURL
 
 __all__ = ["Follower", "Future", "Session", "future_key"]
@@ -68,16 +69,19 @@ class Session:
         self.address = adapter.address_of(client)
         self.changed = threading.Condition()
         self.is_lost = False
+        self.is_closing = False  # transfers look at this, and stop
         self.transfers = ThreadPoolExecutor(8, thread_name_prefix="dpilot-data")
         self._handles: weakref.WeakValueDictionary[str, Follower] = weakref.WeakValueDictionary()
         self._others: dict[str, weakref.WeakSet[Follower]] = {}  # second handles of one object
         self._buffer: list[tuple[UnitTask, str, tuple[Reference, ...], Callable[[Future[Any]], None]]] = []
+        self._sent: dict[str, str] = {}  # unit's id -> key, of those that the scheduler has not told of yet
         self._at_end: list[weakref.WeakMethod[Callable[[], None]]] = []
         self._callbacks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._caller: threading.Thread | None = None
         client.register_plugin(PilotPlugin())
         client.register_plugin(UnitPlugin())
         adapter.on_events(client, self._take_events)
+        adapter.on_refused(client, self._refused)
         adapter.on_lost(client, self._lose)
         there = self.call("hello")
         if there != version:
@@ -127,7 +131,7 @@ class Session:
     @classmethod
     def _connect(cls, address: str) -> Session:
         try:
-            client = Client(address, set_as_default=False)
+            client = Client(address, set_as_default=False, timeout=config.seconds("scheduler.connect-timeout"))
         except (OSError, TimeoutError) as error:
             raise ConnectionLostError(
                 f"no scheduler answers at {address}: {error}; start one with `dask scheduler`, or correct the URL"
@@ -150,6 +154,7 @@ class Session:
             Session._sessions = {a: s for a, s in Session._sessions.items() if s is not self}
             if Session._embedded is self:
                 Session._embedded = None
+        self.is_closing = True
         methods, self._at_end = self._at_end, []
         for reference in methods:
             method = reference()
@@ -213,6 +218,13 @@ class Session:
             if self._handles.setdefault(handle.id, handle) is not handle:
                 self._others.setdefault(handle.id, weakref.WeakSet()).add(handle)
 
+    def unfollow(self, handle: Follower) -> None:
+        """No more events for a handle, which is about to be another object's."""
+        with self.changed:
+            if self._handles.get(handle.id) is handle:
+                del self._handles[handle.id]
+            self._others.get(handle.id, set()).discard(handle)
+
     def followers(self, id: str) -> list[Follower]:
         """The handles of an object in this process."""
         first = self._handles.get(id)
@@ -251,10 +263,24 @@ class Session:
                 for task, key, references, _ in units
             }
             keys = list(graph)
+            self._sent.update((task.id, key) for task, key, _, _ in units)
             # What is taken as an argument must be in the graph, or known to the scheduler by a future.
             futures = self.client.get(graph, keys, sync=False)
             for (_, _, _, give), future in zip(units, futures, strict=True):
                 give(future)
+
+    def settle(self, ids: Collection[str] | None = None) -> None:
+        """Send what was submitted, and wait until the scheduler has it; with `ids`, these units only.
+
+        Graphs do not travel with the calls: a call that is about a unit might come before the unit.
+        """
+        self.flush()
+        with self.changed:
+            sent = set(self._sent) if ids is None else self._sent.keys() & ids
+        if sent:
+            self.wait_until(
+                lambda: self._sent.keys().isdisjoint(sent), None, lambda: f"{len(sent)} units are on their way"
+            )
 
     def future(self, key: str) -> Future[Any]:
         """A Dask future of a task that the scheduler has."""
@@ -265,8 +291,24 @@ class Session:
     def _take_events(self, events: list[Any]) -> None:
         with self.changed:
             for id, state, timestamp, details in events:
+                self._sent.pop(id, None)
                 for handle in self.followers(id):
                     handle.take_event(state, timestamp, details)
+            self.changed.notify_all()
+
+    def _refused(self, keys: Collection[str], reason: str) -> None:
+        """Dask did not take a graph: its units have failed before they were known to the plugin."""
+        if not self._sent:
+            return
+        with self.changed:
+            for id in [id for id, key in self._sent.items() if key in keys]:
+                del self._sent[id]
+                error = InputError(
+                    f"{id} was refused by the scheduler ({reason}): a result that it takes as an argument is not "
+                    "there any more, because its unit was canceled or its future released"
+                )
+                for handle in self.followers(id):
+                    handle.take_event(str(State.Failed), time.time(), {"error": pickle.dumps(error)})
             self.changed.notify_all()
 
     def _lose(self) -> None:

@@ -11,6 +11,7 @@ import pickle
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,8 +111,11 @@ class _Run:
                     try:
                         path.mkdir(parents=True)
                     except FileExistsError:
-                        shutil.rmtree(path)
+                        # Moved away first: what is left of an earlier attempt may still be about to write there.
+                        stale = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+                        path.rename(stale)
                         path.mkdir()
+                        shutil.rmtree(stale, ignore_errors=True)
             except OSError as error:
                 raise UnitError(
                     f"working directory {str(path)!r} of {self.task.id} cannot be made: {error.strerror or error}; "
@@ -132,6 +136,7 @@ class UnitPlugin(WorkerPlugin):
         self.worker = worker
         self.pilot = next((name[6:] for name in worker.state.total_resources if name.startswith("pilot:")), "")
         self.runs: dict[str, _Run] = {}
+        self._stopped: set[str] = set()  # keys of attempts that were stopped before they began
         self._functions: dict[bytes, Any] = {}
         self._directory: str | None = None
         self._lock = threading.Lock()
@@ -143,6 +148,8 @@ class UnitPlugin(WorkerPlugin):
             run = self.runs.get(key)
             if run is not None:
                 run.reservation = reservation
+            elif adapter.is_executing(self.worker, key):
+                self._stopped.add(key)  # its thread may be about to begin it
         if run is None:  # it has ended, or will not begin
             self.tell(reservation, "ended")
         else:
@@ -151,7 +158,8 @@ class UnitPlugin(WorkerPlugin):
     def begin(self, key: str, run: _Run) -> None:
         """An attempt begins in this thread."""
         with self._lock:
-            if adapter.was_freed(self.worker, key):
+            if key in self._stopped or adapter.was_freed(self.worker, key):
+                self._stopped.discard(key)
                 raise UnitCanceledError(f"{run.task.id} was canceled before it began")
             self.runs[key] = run
 
@@ -278,10 +286,30 @@ def _run(run: _Run, resolve: dict[Reference, Any]) -> Any:
         assert isinstance(task.work, Call)
         function = plugin.function(task.work.function)
         args, kwargs = load_arguments(task.work.arguments, resolve)
-        value = function(*args, **kwargs)
+        with _limited(run):
+            value = function(*args, **kwargs)
     if task.outputs:
         _stage_out(run, exclude)
     return value
+
+
+@contextmanager
+def _limited(run: _Run) -> Iterator[None]:
+    """Have a call reported when it takes longer than the unit's walltime. A thread cannot be interrupted."""
+    walltime_s = run.task.walltime_s
+    if walltime_s is None:
+        yield
+        return
+    error = UnitError(
+        f"{run.task.id} ran longer than its walltime of {walltime_s:g} s; ask for more walltime, or give it less to do"
+    )
+    timer = threading.Timer(walltime_s, run.plugin.tell, (run.task.id, "overdue"), {"error": pickle.dumps(error)})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _stage_in(run: _Run, resolve: dict[Reference, Any]) -> tuple[str, ...]:
@@ -300,9 +328,8 @@ def _stage_in(run: _Run, resolve: dict[Reference, Any]) -> tuple[str, ...]:
         own = du not in task.staged
         place = directory / ".inputs" / du if own else directory
         _stage_unit(run, manifest, replicas, place, moved, transfers)
-        if own:
-            resolve[Reference("data", du)] = StagedData(du, place, manifest.names)
-        else:
+        resolve[Reference("data", du)] = StagedData(du, place, manifest.names)
+        if not own:
             names += manifest.names
     if tickets:
         plugin.tell(task.id, "staged", nbytes=moved, seconds=time.time() - began, at=time.time())
@@ -321,13 +348,13 @@ def _stage_unit(
     failures: list[PilotError] = []
     for store, distance, link in replicas:
         try:
-            stage_in(manifest, store, target, link=link, max_transfers=transfers, on_bytes=run.check)
+            copied = stage_in(manifest, store, target, link=link, max_transfers=transfers, on_bytes=run.check)
         except UnitError:
             raise
         except PilotError as error:
             failures.append(error)
         else:
-            moved[distance] += manifest.nbytes
+            moved[distance if copied else 0] += manifest.nbytes  # what was linked was here
             return
     if not failures:
         raise StagingError(f"data unit {manifest.du} has no replica to stage {run.task.id} from")

@@ -66,7 +66,7 @@ class ComputeDataService(Handle):
         self._units: dict[str, ComputeUnit] = {}
         self._data: dict[str, DataUnit] = {}
         self._unfinished: dict[str, Handle] = {}
-        self._feasible: set[tuple[Any, ...]] = set()
+        self._feasible: dict[tuple[Any, ...], PilotCompute | None] = {}  # what is asked -> who can run it
         if cds_url is not None:
             self._adopted(self._reconnect(cds_url))
         elif coordination_url is not None:
@@ -194,11 +194,9 @@ class ComputeDataService(Handle):
 
     def _check(self, request: Request, name: str) -> None:
         what = (request.slots, request.site, request.require)
-        if what not in self._feasible:
-            pilots = self.list_pilot_compute()
-            check_feasible(request, name, pilots)
-            if pilots:
-                self._feasible.add(what)
+        able = self._feasible.get(what)
+        if able is None or able.state.is_final:
+            self._feasible[what] = check_feasible(request, name, self.list_pilot_compute())
 
     def _take(self, unit: ComputeUnit) -> None:
         with self._session.changed:
@@ -231,7 +229,7 @@ class ComputeDataService(Handle):
         self._data[unit.id] = unit
         with self._session.changed:
             # Without a store there is nothing to wait for until a unit writes to it.
-            if not unit._is_settled() and unit._moves:
+            if not unit._is_settled() and unit._coming:
                 self._unfinished[unit.id] = unit
                 unit._open = self._unfinished
         return unit
@@ -268,9 +266,10 @@ class ComputeDataService(Handle):
         PilotTimeoutError
             Saying what is pending, and why.
         """
-        units: list[Handle] = [*self._units.values(), *self._data.values()]
         if progress:
-            show_progress(self._session, units, lambda: not self._unfinished, timeout)
+            with self._session.changed:
+                pending = list(self._unfinished.values())
+            show_progress(self._session, pending, lambda: not self._unfinished, timeout)
         self._session.wait_until(lambda: not self._unfinished, timeout, self._pending)
         return self.state
 
@@ -282,7 +281,7 @@ class ComputeDataService(Handle):
 
     def why_waiting(self) -> dict[str, str]:
         """For each compute unit that is not at a pilot yet: why."""
-        self._session.flush()
+        self._session.settle()
         reasons: dict[str, str] = self._session.call("why_waiting", ids=list(self._units))
         return reasons
 
@@ -303,7 +302,7 @@ class ComputeDataService(Handle):
         """Cancel what has not ended, and let go of the results. Pilots and stores stay: their services end them."""
         if self._joined is None or self.state.is_final or self._session.is_lost:
             return
-        self._session.flush()
+        self._session.settle()
         for unit in list(self._data.values()):
             if not unit._is_settled():
                 unit.cancel()

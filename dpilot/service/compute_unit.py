@@ -77,8 +77,7 @@ class ComputeUnit(Handle):
     @property
     def future(self) -> Future[Any]:
         """The Dask future of its result."""
-        if self._future is None:
-            self._session.flush()
+        self._session.settle((self.id,))
         assert self._future is not None
         return self._future
 
@@ -114,13 +113,20 @@ class ComputeUnit(Handle):
         """Why it failed; None if it ended well or was canceled. Waits for its end."""
         if self.wait(timeout) is not State.Failed:
             return None
+        if self._error is not None:
+            return self._error
         error = self.future.exception()
         trace = self.future.traceback()
         return error.with_traceback(trace) if isinstance(error, BaseException) else None
 
+    @property
+    def pilot(self) -> Any:
+        """The PilotCompute that runs it, or has run it; None while it waits for one."""
+        return None if self._pilot is None else Handle._find(self._session, self._pilot)
+
     def explain(self) -> Decision:
         """Where it ran, or will run, and why: the cost of every pilot, or the reason for its rejection."""
-        self._session.flush()
+        self._session.settle((self.id,))
         decision: Decision = self._session.call("explain", id=self.id)
         return decision
 
@@ -133,6 +139,7 @@ class ComputeUnit(Handle):
             ``pilot`` (id), ``attempt``, ``history``, ``sandbox``, and ``bytes`` of input by where they came from:
             ``local`` (the same machine), ``same_datacenter`` and ``cross_datacenter``.
         """
+        self._session.settle((self.id,))
         snapshot = self._session.snapshot(self.id)
         snapshot.pop("result")
         local, near, far = snapshot.pop("nbytes")
@@ -167,8 +174,8 @@ class ComputeUnit(Handle):
         A Python function cannot be interrupted: the unit is Canceled at once, and its slot is free when the function
         returns.
         """
+        self._session.settle((self.id,))
         if not self.state.is_final:
-            self._session.flush()
             self._session.call("cancel_units", ids=[self.id])
             self._session.wait_until(self._is_settled, None, self._pending)
 

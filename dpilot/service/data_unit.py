@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,13 @@ class DataUnit(Handle):
 
     def _begin(self, session: Session, id: str, timestamp: float | None = None) -> None:
         self._canceled = threading.Event()
+        self._on: list[str] = []  # ids of the stores that have it,
+        self._coming: list[str] = []  # and of those to which it is on its way
         super()._begin(session, id, timestamp)
 
     def _adopted(self, snapshot: dict[str, Any]) -> None:
         self.name = snapshot["description"].get("name")
+        self._on, self._coming = snapshot["replicas"], snapshot["coming"]
 
     @classmethod
     def _submitted(
@@ -115,8 +118,8 @@ class DataUnit(Handle):
             nbytes=nbytes,
             stores=stores,
         )
-        self._moves = bool(chosen)
         if chosen:
+            self._coming = chosen
             session.transfers.submit(self._upload, sources, chosen)
         elif sources:
             self._session.call("remove_replica", id=self.id, pd="")
@@ -146,13 +149,17 @@ class DataUnit(Handle):
             self._session.call("replica_failed", id=self.id, pd=pd, error=failure)
 
     def _check(self, _nbytes: int) -> None:
-        if self._canceled.is_set():
+        if self._canceled.is_set() or self._session.is_closing:
             raise StateError(f"{self.id} was canceled")
 
     def _copy_to(self, pilot_data: Handle) -> None:
         """Have a replica made on another store, in a thread."""
-        manifest, sources, target = self._session.call("begin_replica", id=self.id, pd=pilot_data.id)
-        self._session.transfers.submit(self._copy, manifest, sources, target, pilot_data.id)
+        transfer = self._session.call("begin_replica", id=self.id, pd=pilot_data.id)
+        if transfer is not None:
+            with self._session.changed:
+                self._error = None
+                self._coming = [*self._coming, pilot_data.id]
+            self._session.transfers.submit(self._copy, *transfer, pilot_data.id)
 
     def _copy(self, manifest: Manifest, sources: list[Store], target: Store, pd: str) -> None:
         failure: Exception | None = None
@@ -164,8 +171,6 @@ class DataUnit(Handle):
             except Exception as error:
                 failure = error
         assert failure is not None
-        with self._session.changed:
-            self._error = failure
         self._replica_failed(pd, failure)
 
     # ---------------------------------------------------------------- what users see
@@ -235,11 +240,18 @@ class DataUnit(Handle):
         sources = expand_sources(file_urls)
         self._manifest()
         nbytes = sum(source.nbytes or 0 for source in sources.values())
-        manifest = None
-        for _, store in self._session.call("reserve", id=self.id, nbytes=nbytes):
-            manifest = upload(sources, store, self.id, on_bytes=self._check)
-        if manifest is not None:
+        done: list[Store] = []  # type: ignore[valid-type]
+        try:
+            for _, store in self._session.call("reserve", id=self.id, nbytes=nbytes):
+                manifest = upload(sources, store, self.id, on_bytes=self._check)
+                done.append(store)
             self._session.call("changed", id=self.id, manifest=manifest)
+        except BaseException:
+            for store in done:  # all replicas are the same
+                store.remove_files(self.id, sources)
+            raise
+        finally:
+            self._session.call("unreserve", id=self.id)
 
     def remove_files(self, names: Iterable[str]) -> None:
         """Remove files, from every replica.
@@ -281,24 +293,26 @@ class DataUnit(Handle):
         DataError
             If a replica could not be made.
         """
+        self._wait_for(lambda: len(self._on) >= number, timeout)
+
+    def _wait_for(self, condition: Callable[[], bool], timeout: float | None = None) -> None:
+        """Wait until its replicas are as wanted, or what is under way cannot make them so."""
 
         def failed() -> bool:
-            return self._life.state.is_final or self._error is not None
+            return self._life.state.is_final or (self._error is not None and not self._coming)
 
-        def enough() -> bool:
-            return failed() or self._replica_count >= number
+        self._session.wait_until(lambda: condition() or failed(), timeout, self._pending)
+        if not condition():
+            raise self._error or DataError(f"{self.id} is {self._life.state} and gets no more replicas")
 
-        self._replica_count = len(self._replicas())
-        self._session.wait_until(enough, timeout, self._pending)
-        if self._replica_count < number and self._error is not None:
-            raise self._error
-
-    _replica_count = 0
-    _moves = False
+    def _pending(self) -> str:
+        stores = ", ".join(self._coming)
+        return super()._pending() + (f" and on its way to {stores}" if stores else f", with {len(self._on)} replicas")
 
     def take_event(self, state: str | None, timestamp: float, details: dict[str, Any]) -> None:
         """For the session: something happened to it."""
-        self._replica_count = details.get("replicas", self._replica_count)
+        self._on = details.get("replicas", self._on)
+        self._coming = details.get("coming", self._coming)
         super().take_event(state, timestamp, details)
 
     def export(self, target: str | Path, names: Iterable[str] | None = None) -> Path:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, MutableMapping
 from typing import Any, ClassVar, Self
 
-from dpilot.errors import PilotError, StateError
+from dpilot.errors import ConnectionLostError, PilotError, StateError
 from dpilot.runtime.session import Session
 from dpilot.states import Lifecycle, State, Table, Transition
 from dpilot.urls import ObjectURL
@@ -245,10 +245,12 @@ class Handle(ABC):
 
         self.set_callback("state", wake)
         try:
-            if not self._is_settled():
+            if not self._is_settled() and not self._session.is_lost:
                 await done.wait()
         finally:
             self.unset_callback(wake)
+        if not self._is_settled():
+            raise ConnectionLostError(f"the scheduler at {self._session.address} was lost while waiting for {self.id}")
         return self._life.state
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +95,13 @@ class PilotCompute(Handle):
         except Exception as error:
             session.call("pilot_ended", id=self.id, code=1, log=str(error))
             raise
-        self._process.on_exit(self._exited)
+        self._process.on_exit(partial(self._exited, self.id))
 
-    def _exited(self, code: int, log: str) -> None:
+    def _exited(self, id: str, code: int, log: str) -> None:
         """The process that holds the pilot has ended (called in a thread)."""
         if not self._session.is_lost:
             try:
-                self._session.call("pilot_ended", id=self.id, code=code, log=log)
+                self._session.call("pilot_ended", id=id, code=code, log=log)
             except PilotError:
                 if not self._session.is_lost:
                     raise
@@ -173,31 +174,48 @@ class PilotCompute(Handle):
         return f"{self.id} is {self.state}" + (f"; {'; '.join(left)}" if left else "")
 
     def wait_running(self, timeout: float | None = None) -> State:
-        """Wait until its first worker has joined, or it has ended."""
+        """Wait until its first worker has joined.
+
+        Raises
+        ------
+        PilotLaunchError
+            If it failed.
+        PilotTimeoutError
+        """
         self._session.wait_until(
             lambda: self.state is State.Running or self.state.is_final, timeout, lambda: f"{self.id} is {self.state}"
         )
+        if self.state is State.Failed and self._error is not None:
+            raise self._error
         return self.state
 
     def cancel(self) -> None:
         """End it. Units that have not ended go to other pilots, unless they were submitted to this one."""
-        if not self._session.is_lost and not self.state.is_final:
-            self._session.call("cancel_pilot", id=self.id)
-            self._session.wait_until(lambda: self.state.is_final, None, self._pending, may_lose=True)
-        if self._process is not None:
-            self._process.cancel()
-            self._process.wait(config.seconds("unit.grace-period") + 10)
+        try:
+            if not self._session.is_lost and not self.state.is_final:
+                self._session.call("cancel_pilot", id=self.id)
+                self._session.wait_until(lambda: self.state.is_final, None, self._pending, may_lose=True)
+        finally:
+            if self._process is not None:
+                self._process.cancel()
+                self._process.wait(config.seconds("unit.grace-period") + 10)
 
     def reinitialize(self, description: Mapping[str, Any]) -> None:
         """End this pilot and start another one, as described; the handle, with a new id, is then that one's."""
         spec: PilotSpec = PilotComputeDescription.of(description).validate()
         launcher = launcher_for(spec.service_url)
         self.cancel()
+        self._session.unfollow(self)
         self._start(self._session, self._owner, spec, launcher)
 
 
-def check_feasible(request: Request, name: str, pilots: list[PilotCompute]) -> None:
+def check_feasible(request: Request, name: str, pilots: list[PilotCompute]) -> PilotCompute | None:
     """Refuse a request that none of the pilots could ever run. Without any pilot, one may still come.
+
+    Returns
+    -------
+    PilotCompute or None
+        The first pilot that can run it.
 
     Raises
     ------
@@ -205,7 +223,7 @@ def check_feasible(request: Request, name: str, pilots: list[PilotCompute]) -> N
     """
     there = [pilot for pilot in pilots if not pilot.state.is_final]
     if not there:
-        return
+        return None
     reasons = []
     for pilot in there:
         missed = request.site.missed_by(pilot.site) if request.require else None
@@ -214,7 +232,7 @@ def check_feasible(request: Request, name: str, pilots: list[PilotCompute]) -> N
         elif request.slots > pilot.slots:
             reasons.append(f"{pilot.id}: it has {pilot.slots} slots")
         else:
-            return
+            return pilot
     labels = f", with the labels {request.site} required" if request.require else ""
     raise PlacementError(
         f"no pilot can run {name!r}, which asks for number_of_processes {request.slots}{labels} "
@@ -297,6 +315,15 @@ class PilotComputeService(Handle):
     def list_pilots(self) -> list[PilotCompute]:
         """The pilots of this service."""
         return list(self._pilots.values())
+
+    def wait_running(self, timeout: float | None = None) -> State:
+        """Wait until the first worker of each of its pilots has joined; see :meth:`PilotCompute.wait_running`.
+
+        Units that are submitted before may all go to the pilot that starts first.
+        """
+        for pilot in self.list_pilots():
+            pilot.wait_running(timeout)
+        return self.state
 
     def wait(self, timeout: float | None = None) -> State:
         """Wait until the units that were submitted to its pilots have ended, or the pilots have.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +97,8 @@ class PilotData(Handle):
     def put_du(self, du: DataUnit) -> None:
         """Make a replica of a data unit here, and wait for it."""
         expect_handle(du, DataUnit, "data unit")
-        present = [pd for pd, _ in du._replicas()]
-        if self.id not in present:
-            du._copy_to(self)
-            du.wait_replicas(len(present) + 1)
+        du._copy_to(self)
+        du._wait_for(lambda: self.id in du._on)
 
     def copy_du(self, du: DataUnit, pd: PilotData) -> None:
         """Copy a data unit that is here to another store, and wait for it."""
@@ -112,6 +110,7 @@ class PilotData(Handle):
             raise DataError(f"{du.id} has no replica on {self.id}; its stores: {[pd for pd, _ in du._replicas()]}")
         self._session.call("remove_replica", id=du.id, pd=self.id)
         self._store.remove(du.id)
+        self._session.wait_until(lambda: self.id not in du._on, None, du._pending)
 
     def list_data_units(self) -> list[DataUnit]:
         """The data units that have a replica here."""
@@ -135,16 +134,25 @@ class PilotData(Handle):
 
     def wait(self, timeout: float | None = None) -> State:
         """Wait until the data units here that are on their way have arrived, or failed."""
-        members = self._session.call("members", id=self.id)["data"]
-        units = [Handle._find(self._session, du) for du in members]
-        for unit in units:
-            unit.wait(timeout)
+        wait_for_stores(self._session, [self], timeout)
         return self.state
 
     def cancel(self) -> None:
         """Use the store no more. Its files stay where they are."""
         if not self.state.is_final and not self._session.is_lost:
             self._session.call("end_store", id=self.id)
+
+
+def wait_for_stores(session: Session, stores: Iterable[PilotData], timeout: float | None) -> None:
+    """Wait until nothing is on its way to any of the stores."""
+    ids = {store.id for store in stores}
+    members = {du for id in ids for du in session.call("members", id=id)["data"]}
+    units: list[DataUnit] = [Handle._find(session, du) for du in sorted(members)]
+
+    def coming() -> list[DataUnit]:
+        return [unit for unit in units if not ids.isdisjoint(unit._coming)]
+
+    session.wait_until(lambda: not coming(), timeout, lambda: "; ".join(unit._pending() for unit in coming()[:5]))
 
 
 class PilotDataService(Handle):
@@ -209,8 +217,7 @@ class PilotDataService(Handle):
 
     def wait(self, timeout: float | None = None) -> State:
         """Wait until the data units that are on their way to its stores have arrived, or failed."""
-        for pilot in self.list_pilots():
-            pilot.wait(timeout)
+        wait_for_stores(self._session, self.list_pilots(), timeout)
         return self.state
 
     def cancel(self) -> None:

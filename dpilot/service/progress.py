@@ -13,23 +13,24 @@ from dpilot.service.handle import Handle
 
 __all__ = ["show_progress"]
 
-#: How often the bar is drawn again while nothing happens, in seconds, so that its clock goes on.
-_REDRAW_S = 0.5
+#: How often the bar is drawn again, in seconds.
+_REDRAW_S = 0.2
 
 
 def show_progress(session: Session, handles: Sequence[Handle], over: Callable[[], bool], timeout: float | None) -> None:
     """Show how many of the handles are settled, until `over` says so or the time has run out."""
     deadline = None if timeout is None else time.monotonic() + timeout
-    with tqdm(total=len(handles), unit="unit") as bar:
-        while True:
-            settled = sum(handle._is_settled() for handle in handles)
+    # Not drawn where stderr is no terminal: a log has no use for it.
+    with tqdm(total=len(handles), unit="unit", desc="waiting", disable=None) as bar:
+        ended = False
+        while not ended:
+            ended = over() or (deadline is not None and time.monotonic() >= deadline)
+            bar.n = sum(handle._is_settled() for handle in handles)
             failed = sum(handle.state == "Failed" for handle in handles)
-            bar.n = settled
             bar.set_postfix_str(f"{failed} failed" if failed else "")
-            bar.refresh()
-            if over() or (deadline is not None and time.monotonic() >= deadline):
+            if ended:
                 return
             try:
-                session.wait_until(lambda: over() or sum(h._is_settled() for h in handles) > settled, _REDRAW_S, str)  # noqa: B023
+                session.wait_until(over, _REDRAW_S, str)
             except PilotTimeoutError:
-                continue
+                bar.refresh()
