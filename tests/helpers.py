@@ -1,4 +1,4 @@
-"""What tests with real pilots share: gates that hold units, waiting for states, processes found by their environment."""
+"""What tests with real pilots share: gates that hold units, waiting for states, other processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -76,10 +77,15 @@ def lines(path: str | Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def start(pcs: PilotComputeService, directory: Path, slots: int = 1, **keys: Any) -> PilotCompute:
-    """A pilot on this machine with all its workers."""
+def create(pcs: PilotComputeService, directory: Path, slots: int = 1, **keys: Any) -> PilotCompute:
+    """A pilot on this machine, which is about to start."""
     description = {"service_url": "fork://localhost", "number_of_processes": slots, "working_directory": str(directory)}
-    pilot = pcs.create_pilot({**description, **keys})
+    return pcs.create_pilot({**description, **keys})
+
+
+def start(pcs: PilotComputeService, directory: Path, slots: int = 1, **keys: Any) -> PilotCompute:
+    """A pilot on this machine with all its workers, and nothing to do yet."""
+    pilot = create(pcs, directory, slots, **keys)
     eventually(lambda: pilot.get_free_nodes() == slots, f"{pilot.id} has {slots} slots")
     return pilot
 
@@ -102,9 +108,10 @@ def marked(name: str, value: str) -> list[psutil.Process]:
     return found
 
 
-def script(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """Another process that runs a Python program; its output can be read, line by line."""
-    return subprocess.Popen(
+@contextmanager
+def script(code: str, *arguments: str, **environment: str) -> Iterator[Script]:
+    """Another process that runs a Python program, as long as the block lasts."""
+    process = Script(
         [sys.executable, "-u", "-c", dedent(code), *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -113,14 +120,31 @@ def script(code: str, *arguments: str, **environment: str) -> subprocess.Popen[s
         env={**os.environ, **environment},
         cwd=Path(__file__).parents[1],
     )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
-def output(process: subprocess.Popen[str]) -> str:
-    """What a script wrote, once it has ended well."""
-    try:
-        out, errors = process.communicate(timeout=LONG_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    assert process.returncode == 0, errors
-    return out
+class Script(subprocess.Popen[str]):
+    """A process to talk to, line by line."""
+
+    def hear(self) -> str:
+        """The next line that it writes."""
+        assert self.stdout is not None
+        line = self.stdout.readline()
+        assert line, f"it has ended: {self.communicate()[1]}"
+        return line.rstrip("\n")
+
+    def say(self, line: str = "") -> None:
+        """Write a line for it to read."""
+        assert self.stdin is not None
+        self.stdin.write(f"{line}\n")
+        self.stdin.flush()
+
+    def end(self, code: int = 0) -> tuple[str, str]:
+        """Wait for its end; what it wrote since, and its errors."""
+        out, errors = self.communicate(timeout=LONG_S)
+        assert self.returncode == code, errors
+        return out, errors

@@ -140,18 +140,18 @@ def test_input_on_the_same_machine_is_linked(cds: ComputeDataService, store: Pil
     ("labels", "read"),
     [({"datacenter": "eu", "machine": "m2"}, "same_datacenter"), ({"datacenter": "us"}, "cross_datacenter")],
 )
-def test_input_from_elsewhere_is_copied(
+def test_input_from_elsewhere_is_copied_once(
     cds: ComputeDataService, pds: PilotDataService, tmp_path: Path, labels: dict[str, str], read: str
 ) -> None:
     data = new_data(new_store(pds, tmp_path / "far", **labels), tmp_path, content="12345")
-    unit = cds.submit_compute_unit(shell("cat in.txt; echo more >> in.txt", input_data=[data.get_url()]))
+    unit = cds.submit_compute_unit(shell("cat in.txt", input_data=[data.get_url()]))
     assert output(unit) == "12345"
-    staged = sandbox_of(unit) / "in.txt"
-    assert not staged.is_symlink()
-    assert staged.read_text() == "12345more\n"  # a copy is the unit's own
-    assert text(data, "in.txt", tmp_path) == "12345"
-    expected = {"local": 0, "same_datacenter": 0, "cross_datacenter": 0, read: 5}
-    assert unit.get_details()["bytes"] == expected
+    assert not (sandbox_of(unit) / "in.txt").resolve().is_relative_to(tmp_path / "far")
+    nothing = {"local": 0, "same_datacenter": 0, "cross_datacenter": 0}
+    assert unit.get_details()["bytes"] == {**nothing, read: 5}
+    again = cds.submit_compute_unit(shell("cat in.txt", input_data=[data]))
+    assert output(again) == "12345"
+    assert again.get_details()["bytes"] == {**nothing, "local": 5}  # from the machine's cache
 
 
 def test_bytes_of_several_inputs_and_the_nearest_replica(
@@ -272,7 +272,7 @@ def test_several_units_write_to_one_data_unit(cds: ComputeDataService, store: Pi
     assert output(reader) == "0\n1\n2\n3\n4\n5\n"
     assert {unit.state for unit in writers} == {State.Done}
     started = next(t for state, t in reader.history if state is State.Staging)
-    assert started >= max(unit.history[-1].timestamp for unit in writers)
+    assert started > max(unit.history[-1].timestamp for unit in writers) - 0.1  # Dask's estimate of clocks is in it
 
 
 def test_two_units_that_write_the_same_name(cds: ComputeDataService, store: PilotData) -> None:
@@ -283,6 +283,26 @@ def test_two_units_that_write_the_same_name(cds: ComputeDataService, store: Pilo
     error = error_of(next(unit for unit in units if unit.state == "Failed"))
     assert isinstance(error, StagingError)
     assert "'x.txt'" in str(error)
+
+
+def test_a_unit_canceled_while_it_waits_for_another_writer(cds: ComputeDataService, store: PilotData) -> None:
+    """It leaves the queue of those that write to one data unit; who stands behind it goes on."""
+    shared = cds.submit_data_unit({"name": "shared"})
+
+    def write_to_it(script: str) -> tuple[ComputeUnit, threading.Event]:
+        collecting = threading.Event()
+        unit = cds.submit_compute_unit(shell(script, output_data=[{shared: "*.out"}]))
+        unit.set_callback(lambda _unit, _member, state: collecting.set() if state is State.Staging else None)
+        return unit, collecting
+
+    big, big_writes = write_to_it("sleep 0.1; truncate -s 256M big.out")
+    assert big_writes.wait(LONG_S)
+    canceled, waits = write_to_it("sleep 0.03; touch canceled.out")
+    last, _ = write_to_it("touch last.out")
+    assert waits.wait(LONG_S)
+    canceled.cancel()
+    assert (big.state, canceled.state) == ("Staging", "Canceled")
+    assert [unit.wait(LONG_S) for unit in (big, last)] == ["Done", "Done"]
 
 
 def test_missing_output(cds: ComputeDataService, store: PilotData) -> None:
@@ -408,7 +428,7 @@ def test_consumers_of_a_canceled_producer(cds: ComputeDataService, store: PilotD
     assert producer.state == "Canceled"
     error = error_of(consumer)
     assert isinstance(error, InputError)
-    assert f"{producer.id}, which writes it, is Canceled" in str(error)
+    assert f"{producer.id} was canceled" in str(error)
 
 
 def test_consumers_of_a_data_unit_that_never_arrived(cds: ComputeDataService, store: PilotData, tmp_path: Path) -> None:
@@ -492,8 +512,8 @@ def test_arguments_that_failed_or_were_canceled(cds: ComputeDataService) -> None
     waiting = cds.submit(print, canceled)
     canceled.cancel()
     assert waiting.wait(LONG_S) in ("Canceled", "Failed")
-    with pytest.raises(StateError, match="Canceled"):
-        cds.submit(print, canceled)
+    with pytest.raises(InputError, match="canceled"):
+        cds.submit(print, canceled).result(LONG_S)
     cds.wait(LONG_S)
 
 
@@ -526,11 +546,11 @@ def test_add_remove_list_and_export_files(
     assert [url.rpartition("/")[2] for url in listed["more.txt"]["pilot_data"]] == ["more.txt"] * 2
     for url in listed["more.txt"]["pilot_data"]:
         assert Path(url.removeprefix("file://")).read_text() == "more"
-    with pytest.raises(DataError, match="'more.txt' already"):
+    with pytest.raises(DataError, match=r"'more\.txt' already"):
         data.add_files([tmp_path / "more.txt"])
     data.remove_files(["in.txt"])
     assert data.list_files() == ["more.txt", "y.txt"]
-    with pytest.raises(DataError, match="absent.txt"):
+    with pytest.raises(DataError, match=r"absent\.txt"):
         data.remove_files(["absent.txt"])
     exported = data.export(tmp_path / "new" / "directory", names=["y.txt"])
     assert [path.name for path in exported.iterdir()] == ["y.txt"]
@@ -819,6 +839,15 @@ async def test_await(cds: ComputeDataService, store: PilotData, tmp_path: Path) 
     ticking.cancel()
 
 
+def test_handles_made_while_units_end(cds: ComputeDataService, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever arrives first, the answer with what is known or the news: no end is missed."""
+    for n in range(60):
+        unit = cds.submit(time.sleep, n % 6 * 0.001)
+        unit.get_details()  # it has reached the scheduler
+        assert ComputeUnit(unit.get_url()).wait(LONG_S) == "Done"
+    assert caplog.records == []
+
+
 # ---------------------------------------------------------------- history and callbacks
 
 
@@ -916,12 +945,14 @@ def test_a_callback_may_use_the_service(cds: ComputeDataService) -> None:
 
 def test_ctrl_c_ends_the_wait_and_nothing_else(tmp_path: Path) -> None:
     script = """
+    from pathlib import Path
     from dpilot import ComputeDataService, PilotComputeService
 
     with PilotComputeService() as pcs, ComputeDataService() as cds:
         pcs.create_pilot({"service_url": "fork://localhost", "number_of_processes": 2, "working_directory": "work"})
         cds.add_pilot_compute_service(pcs)
-        slow = cds.submit_compute_unit({"executable": "/bin/sh", "arguments": ["-c", "read x < go; echo $x"]})
+        script = "while [ ! -e go ]; do sleep 0.05; done; cat go"
+        slow = cds.submit_compute_unit({"executable": "/bin/sh", "arguments": ["-c", script]})
         for wait in (slow.wait, cds.wait, slow.result):
             try:
                 print("waiting", flush=True)
@@ -929,7 +960,7 @@ def test_ctrl_c_ends_the_wait_and_nothing_else(tmp_path: Path) -> None:
             except KeyboardInterrupt:
                 print("interrupted", slow.get_state(), cds.submit(lambda: 6 * 7).result(30), flush=True)
         print("waiting", flush=True)
-        print(cds.wait(30), slow.get_state(), open(slow.get_local_working_directory() + "/stdout.txt").read())
+        print(cds.wait(30), slow.get_state(), Path(slow.get_local_working_directory(), "stdout.txt").read_text())
     """
     with subprocess.Popen(
         [sys.executable, "-W", "error", "-c", dedent(script)],

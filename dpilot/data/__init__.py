@@ -1,14 +1,16 @@
 """Files, and where they are: names, manifests, stores, and verified copies between them. Knows fsspec, not Dask."""
 
+from dpilot.data.cache import Cache
 from dpilot.data.checksum import Hasher
 from dpilot.data.manifest import FileEntry, Manifest
 from dpilot.data.names import check_name, check_pattern, collect
 from dpilot.data.sources import Source, expand_sources
-from dpilot.data.staging import stage_in, stage_out
+from dpilot.data.staging import link_files, stage_in, stage_out
 from dpilot.data.store import Store
 from dpilot.data.transfer import copy_unit, download, fetch, upload
 
 __all__ = [
+    "Cache",
     "FileEntry",
     "Hasher",
     "Manifest",
@@ -21,6 +23,7 @@ __all__ = [
     "download",
     "expand_sources",
     "fetch",
+    "link_files",
     "stage_in",
     "stage_out",
     "upload",

@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from dpilot.data.location import LocalLocation
 from dpilot.data.manifest import Manifest
 from dpilot.data.names import collect
 from dpilot.data.sources import local_source
@@ -13,7 +14,7 @@ from dpilot.data.store import Store
 from dpilot.data.transfer import MAX_TRANSFERS, OnBytes, download, target_directory, upload
 from dpilot.errors import ChecksumError, StagingError
 
-__all__ = ["stage_in", "stage_out"]
+__all__ = ["link_files", "stage_in", "stage_out"]
 
 
 def stage_in(
@@ -56,6 +57,50 @@ def stage_in(
     StoreError
         If a file cannot be read, or the directory not written. Nothing of the attempt is left.
     """
+    unit = replica.local_path(manifest.du) if link else None
+    if unit is not None:
+        link_files(manifest, unit, target_dir, names)
+        return 0
+    chosen, root = _check_free(manifest, target_dir, names)
+    return download(replica, manifest, root.local, chosen, max_transfers=max_transfers, on_bytes=on_bytes)
+
+
+def link_files(manifest: Manifest, directory: Path, target_dir: Path, names: Collection[str] | None = None) -> None:
+    """Put links to files of a data unit into a directory.
+
+    Parameters
+    ----------
+    manifest : Manifest
+    directory : Path
+        That has the files: a local store's, or a cache's.
+    target_dir : Path
+        Made if it is not there.
+    names : collection of str, optional
+        Which files; all by default.
+
+    Raises
+    ------
+    StagingError
+        If `target_dir` has something of one of the names already.
+    ChecksumError
+        If a file is not there, or not as large as the manifest says. Nothing of the attempt is left.
+    """
+    chosen, root = _check_free(manifest, target_dir, names)
+    places = {name: root.child(name) for name in chosen}
+    try:
+        for name, place in places.items():
+            with place.errors("link"):
+                _link(directory / name, place.local, manifest[name].nbytes)
+    except BaseException:
+        for place in places.values():  # none of them was there before
+            place.remove()
+            place.prune(root)
+        raise
+
+
+def _check_free(
+    manifest: Manifest, target_dir: Path, names: Collection[str] | None
+) -> tuple[tuple[str, ...], LocalLocation]:
     chosen = manifest.names if names is None else tuple(names)
     root = target_directory(target_dir, chosen)
     for name in chosen:
@@ -65,20 +110,7 @@ def stage_in(
                 "perhaps of another input; rename one of the two",
                 name=name,
             )
-    unit = replica.local_path(manifest.du) if link else None
-    if unit is None:
-        return download(replica, manifest, root.local, chosen, max_transfers=max_transfers, on_bytes=on_bytes)
-    places = {name: root.child(name) for name in chosen}
-    try:
-        for name, place in places.items():
-            with place.errors("link"):
-                _link(unit / name, place.local, manifest[name].nbytes)
-    except BaseException:
-        for place in places.values():  # none of them was there before
-            place.remove()
-            place.prune(root)
-        raise
-    return 0
+    return chosen, root
 
 
 def _link(file: Path, link: Path, nbytes: int) -> None:

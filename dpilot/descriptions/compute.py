@@ -81,7 +81,7 @@ class ComputeUnitSpec:
     args: tuple[Any, ...] = key(p.args, "positional arguments of a callable", default=())
     kwargs: Mapping[str, Any] = key(p.options, "keyword arguments of a callable", default=dict)
     environment: Mapping[str, str] = key(p.environment, "variables for a program; values may be numbers", default=dict)
-    working_directory: str | None = key(p.path, "holds the unit's sandbox instead of the pilot's working directory")
+    working_directory: str | None = key(p.path, "where to run, instead of a sandbox of its own; made if not there")
     stdin: str | None = key(p.input_name, "file that a program reads, from the sandbox or absolute", names=("input",))
     stdout: str = key(
         p.safe_name, "file in the sandbox for a program's output", names=("output",), default="stdout.txt"

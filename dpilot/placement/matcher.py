@@ -8,6 +8,7 @@ decision is taken once for the head of a line, however many stand behind it.
 from __future__ import annotations
 
 import heapq
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -46,6 +47,7 @@ class _Pilot:
     site: Site
     slots: PilotSlots
     declared: int  # slots it has or, while it starts, will have
+    last_bound: float = 0.0
 
     def room(self, slots: int, expected_s: float) -> int:
         """Units of one slot that it would take now; for wider units, its idle slots."""
@@ -200,75 +202,84 @@ class Matcher:
     def match(self, now: float) -> Matching:
         """Bind all that can be bound well now.
 
-        First every line, in the order of the heads, takes slots of its best pilot. What is then left
-        free goes to those whose best pilot is busy, where that serves them better than to wait: the
-        last of the line would wait longer than the other pilot costs, or the head has done so.
+        First every line, in the order of the heads, takes free slots of its home: the pilot that fits it best, however
+        busy. So slots go to those whose data lie there. What is then left free goes to lines whose home is busy, as
+        long as a unit ends earlier there than the last one of those that wait for the home would.
         """
         bindings: list[Binding] = []
         reserved: set[str] = set()
-        recheck_s: list[float] = []
-        for may_spill in (False, True):
-            heads = [(head.order, request) for request in list(self._lines) if (head := self._head(request))]
-            heads.sort(key=lambda item: item[0])
-            heapq.heapify(heads)
-            while heads and self._any_room(reserved):
-                _, request = heapq.heappop(heads)
-                head = self._head(request)
-                assert head is not None, "a line without a head was kept"
-                rows = self._rank(request, reserved)
-                row = self._choose(request, rows, now - head.since, may_spill, reserved, recheck_s)
-                if row is not None:
-                    bindings.append(self._bind(head.unit, request, row, rows))
-                    following = self._head(request)
-                    if following is not None:
-                        heapq.heappush(heads, (following.order, request))
+        queued_s: defaultdict[str, float] = defaultdict(float)  # slot-seconds of work that waits for each home
+        left: list[Request] = []
+        if not self._any_room(reserved):
+            return Matching(bindings, None)
+        heads = [(head.order, request) for request in list(self._lines) if (head := self._head(request))]
+        heapq.heapify(heads)
+        while heads and self._any_room(reserved):
+            _, request = heapq.heappop(heads)
+            rows = self._rank(request, reserved)
+            home = _home(rows)
+            if home is None:
+                continue
+            if home.free:
+                bindings.append(self._bind(request, home, rows, now))
+                following = self._head(request)
+                if following is not None:
+                    heapq.heappush(heads, (following.order, request))
+            else:
+                # Slots that come free there are kept for it: a stream of narrow or tiny units would starve it.
+                reserved.add(home.pilot)
+                queued_s[home.pilot] += self._lines[request].length * request.slots * self._expected_s(request)
+                left.append(request)
+        recheck_s = [
+            wait_s
+            for request in left
+            if (wait_s := self._spill(request, now, reserved, queued_s, bindings)) is not None
+        ]
         return Matching(bindings, min(recheck_s, default=None))
+
+    def _spill(
+        self,
+        request: Request,
+        now: float,
+        reserved: Collection[str],
+        queued_s: dict[str, float],
+        bindings: list[Binding],
+    ) -> float | None:
+        """Bind units of a line to other pilots than its home while that pays; else, when to ask again."""
+        expected_s = self._expected_s(request)
+        while (head := self._head(request)) is not None and self._any_room(reserved):
+            rows = self._rank(request, reserved)
+            home = _home(rows)
+            other = next((row for row in rows if row.verdict == "possible" and row.free), None)
+            if home is None or other is None:
+                return None
+            pilot = self._pilots[home.pilot]
+            tail_s = home.stage_s + home.label_s + home.load + queued_s[home.pilot] / pilot.declared
+            # Where nothing has moved for long, the estimate is wrong, or the pilot does not start.
+            patience_s = other.cost_s + self.policy.prefer_wait_s - (now - max(head.since, pilot.last_bound))
+            if other.cost_s + expected_s >= tail_s and patience_s > 0:
+                return patience_s
+            bindings.append(self._bind(request, other, rows, now))
+            queued_s[home.pilot] -= request.slots * expected_s
+        return None
 
     def _any_room(self, reserved: Collection[str]) -> bool:
         return any(name not in reserved and pilot.slots.free(0.0) > 0 for name, pilot in self._pilots.items())
 
-    def _choose(
-        self,
-        request: Request,
-        rows: list[Row],
-        waited_s: float,
-        may_spill: bool,
-        reserved: set[str],
-        recheck_s: list[float],
-    ) -> Row | None:
-        """The row to bind the head of a line to now, or None if it had better wait."""
-        possible = [row for row in rows if row.verdict == "possible"]
-        if not possible:
-            return None
-        best = possible[0]
-        expected_s = self.runtimes.expected_s(request.kind)
-        free = [
-            row
-            for row in possible
-            if row.pilot not in reserved and self._pilots[row.pilot].room(request.slots, expected_s) >= request.slots
-        ]
-        if free and free[0] is best:
-            return best
-        if free:
-            other = free[0]
-            patience_s = other.cost_s + (0.0 if may_spill else self.policy.prefer_wait_s)
-            declared = self._pilots[best.pilot].declared
-            tail_s = best.load + self._lines[request].length * request.slots * expected_s / declared
-            worse_for_last = best.stage_s + best.label_s + tail_s > other.cost_s + expected_s
-            if waited_s >= patience_s or (may_spill and worse_for_last):
-                return other
-            recheck_s.append(patience_s - waited_s)
-        elif request.slots > 1:
-            # Slots that come free there are kept for it: a stream of narrow units would starve it.
-            reserved.add(best.pilot)
-        return None
+    def _expected_s(self, request: Request) -> float:
+        return self.runtimes.expected_s(request.kind)
 
-    def _bind(self, unit: str, request: Request, row: Row, rows: list[Row]) -> Binding:
-        reservation = self._pilots[row.pilot].slots.acquire(unit, request.slots, self.runtimes.expected_s(request.kind))
-        assert reservation is not None, f"{row.pilot} had room for {unit} and has none"
-        self.withdraw(unit)
-        self._pilot_of[unit] = row.pilot
-        return Binding(unit, row.pilot, reservation.worker, Decision(unit, row.pilot, *_told(row, rows)))
+    def _bind(self, request: Request, row: Row, rows: list[Row], now: float) -> Binding:
+        head = self._head(request)
+        assert head is not None, "a line without a head was kept"
+        pilot = self._pilots[row.pilot]
+        reservation = pilot.slots.acquire(head.unit, request.slots, self._expected_s(request))
+        assert reservation is not None, f"{row.pilot} had room for {head.unit} and has none"
+        pilot.last_bound = now
+        self.withdraw(head.unit)
+        self._pilot_of[head.unit] = row.pilot
+        decision = Decision(head.unit, row.pilot, *_told(row, rows))
+        return Binding(head.unit, row.pilot, reservation.worker, decision)
 
     def explain(self, unit: str) -> Decision | None:
         """Where `unit`, which is waiting, would go now; None if it is not waiting."""
@@ -281,22 +292,37 @@ class Matcher:
             return Decision(unit, None, "waits for a pilot: there is none")
         if not possible:
             return Decision(unit, None, "waits: no pilot can run it", tuple(rows))
-        best = possible[0]
-        told = tuple(replace(row, verdict="best") if row is best else row for row in rows)
-        return Decision(unit, None, f"waits for a slot of {best.pilot}", told)
+        home = _home(rows)
+        assert home is not None
+        told = tuple(replace(row, verdict="best") if row is home else row for row in rows)
+        return Decision(unit, None, f"waits for a slot of {home.pilot}", told)
+
+
+def _fit(row: Row) -> tuple[float, bool, float, str]:
+    return row.stage_s + row.label_s, not row.free, row.load, row.pilot
+
+
+def _home(rows: list[Row]) -> Row | None:
+    """The pilot that fits a request best, but for the queue there: by its data and labels, then load and name."""
+    return min((row for row in rows if row.verdict == "possible"), key=_fit, default=None)
 
 
 def _told(chosen: Row, rows: list[Row]) -> tuple[str, tuple[Row, ...]]:
     others = [row for row in rows if row.verdict == "possible" and row is not chosen]
-    if not others:
+    home = _home(rows)
+    assert home is not None
+    second = _home(others)
+    if second is None:
         why = "the only pilot that can run it"
-    elif others[0].cost_s < chosen.cost_s:
-        why = f"it waited longer for {others[0].pilot} than {chosen.pilot} costs"
-    elif others[0].cost_s > chosen.cost_s:
-        why = f"the cheapest by {others[0].cost_s - chosen.cost_s:.3f} s"
-    elif others[0].load > chosen.load:
-        why = "as cheap as others, and the least loaded"
+    elif chosen is not home:
+        why = f"{home.pilot} fits better, but the queue there is longer than {chosen.pilot} costs"
+    elif (worse_s := _fit(second)[0] - _fit(chosen)[0]) > 0:
+        why = f"its data and labels fit best, by {worse_s:.3f} s"
+    elif not second.free:
+        why = "as good as others, and free"
+    elif second.load > chosen.load:
+        why = "as good as others, and the least loaded"
     else:
-        why = "as cheap as others, and first by name"
+        why = "as good as others, and first by name"
     marked = tuple(replace(row, verdict="chosen") if row is chosen else row for row in rows)
     return f"to {chosen.pilot}: {why}", marked

@@ -127,9 +127,9 @@ class Policy:
         stage_s = 0.0
         nbytes = [0, 0, 0]
         for view in inputs:
-            distance = view.distance(pilot.site)
+            seconds, distance = view.stage(pilot.site, self.links)
             nbytes[distance] += view.nbytes
-            stage_s += self.links.transfer_s(distance, view.nbytes, view.n_files)
+            stage_s += seconds
         free = pilot.free >= request.slots
         here, near, far = nbytes
         queue_s = 0.0 if free else pilot.load

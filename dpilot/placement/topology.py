@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 
 __all__ = ["Distance", "Links", "Site"]
@@ -54,35 +54,68 @@ class Site:
         return "/".join(label for label in (self.datacenter, self.machine) if label) or "no labels"
 
 
-_GB = 1_000_000_000.0
+_BANDWIDTH_BYTES_PER_S = {
+    Distance.SAME_MACHINE: 1e9,
+    Distance.SAME_DATACENTER: 5e8,
+    Distance.OTHER_DATACENTER: 5e7,
+}
+_LATENCY_S = {
+    Distance.SAME_MACHINE: 1e-4,
+    Distance.SAME_DATACENTER: 2e-3,
+    Distance.OTHER_DATACENTER: 4e-2,
+}
+#: Below this the time of a transfer is latency and start-up.
+LEAST_TELLING_NBYTES = 256 * 1024
+#: Weight of the newest observation in the moving averages.
+_WEIGHT = 0.3
 
 
-@dataclass(frozen=True, slots=True)
 class Links:
-    """What a transfer costs, by the distance it goes.
+    """What transfers cost: learned from those that were made, and before the first from how far they go.
+
+    The bandwidth between two sites is an exponentially weighted mean of what was seen between them; what was seen
+    between other sites as far apart stands in for pairs that were not seen yet.
 
     Parameters
     ----------
     bandwidth_bytes_per_s : mapping of Distance to float
+        Assumed before the first transfer.
     latency_s : mapping of Distance to float
         Paid once per file.
     """
 
-    bandwidth_bytes_per_s: Mapping[Distance, float] = field(
-        default_factory=lambda: {
-            Distance.SAME_MACHINE: _GB,
-            Distance.SAME_DATACENTER: _GB / 2,
-            Distance.OTHER_DATACENTER: _GB / 20,
-        }
-    )
-    latency_s: Mapping[Distance, float] = field(
-        default_factory=lambda: {
-            Distance.SAME_MACHINE: 1e-4,
-            Distance.SAME_DATACENTER: 2e-3,
-            Distance.OTHER_DATACENTER: 4e-2,
-        }
-    )
+    def __init__(
+        self,
+        bandwidth_bytes_per_s: Mapping[Distance, float] | None = None,
+        latency_s: Mapping[Distance, float] | None = None,
+    ) -> None:
+        self.bandwidth_bytes_per_s = dict(bandwidth_bytes_per_s or _BANDWIDTH_BYTES_PER_S)
+        self.latency_s = dict(latency_s or _LATENCY_S)
+        self._pairs: dict[tuple[Site, Site], float] = {}
 
-    def transfer_s(self, distance: Distance, nbytes: int, n_files: int) -> float:
-        """Expected seconds to move `nbytes` in `n_files` files over `distance`."""
-        return self.latency_s[distance] * n_files + nbytes / self.bandwidth_bytes_per_s[distance]
+    def observe(self, source: Site, target: Site, nbytes: int, seconds: float) -> None:
+        """A transfer of `nbytes` from one site to another took `seconds`.
+
+        Small ones tell nothing of the bandwidth and are passed over.
+        """
+        if nbytes < LEAST_TELLING_NBYTES or seconds <= 0:
+            return
+        distance = source.distance(target)
+        seen = nbytes / seconds
+        pair = source, target
+        self._pairs[pair] = _mean(self._pairs.get(pair, self._assumed(distance)), seen)
+        self.bandwidth_bytes_per_s[distance] = _mean(self.bandwidth_bytes_per_s[distance], seen)
+
+    def _assumed(self, distance: Distance) -> float:
+        """Bandwidth between sites of which no transfer was seen: no better than between nearer ones."""
+        return min(self.bandwidth_bytes_per_s[nearer] for nearer in Distance if nearer <= distance)
+
+    def transfer_s(self, source: Site, target: Site, nbytes: int, n_files: int) -> float:
+        """Expected seconds to move `nbytes` in `n_files` files from `source` to `target`."""
+        distance = source.distance(target)
+        bandwidth = self._pairs.get((source, target)) or self._assumed(distance)
+        return self.latency_s[distance] * n_files + nbytes / bandwidth
+
+
+def _mean(before: float, seen: float) -> float:
+    return before + _WEIGHT * (seen - before)

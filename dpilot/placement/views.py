@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dpilot.placement.topology import Distance, Site
+from dpilot.placement.topology import Distance, Links, Site
 
 __all__ = ["InputView", "PilotView", "Request"]
 
@@ -55,9 +55,15 @@ class InputView:
     n_files: int
     sites: tuple[Site, ...]
 
-    def distance(self, site: Site) -> Distance:
-        """How far the nearest replica is from `site`."""
-        return min((replica.distance(site) for replica in self.sites), default=Distance.OTHER_DATACENTER)
+    def stage(self, site: Site, links: Links) -> tuple[float, Distance]:
+        """Seconds to bring it to `site` from the replica that is the cheapest to bring, and how far that is."""
+        return min(
+            (
+                (links.transfer_s(replica, site, self.nbytes, self.n_files), replica.distance(site))
+                for replica in self.sites
+            ),
+            default=(0.0, Distance.OTHER_DATACENTER),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ __all__ = [
     "prioritize",
     "report",
     "retry",
+    "run_soon",
     "send_event",
     "take_orders",
     "this_task",
@@ -90,8 +91,8 @@ def park(task: TaskState) -> None:
     task.resource_restrictions = PARKED
 
 
-def prioritize(task: TaskState, priority: float, order: int) -> None:
-    """Say which of the tasks that wait at one worker goes first: by `priority`, then those of earlier graphs."""
+def prioritize(task: TaskState, priority: float, order: float) -> None:
+    """Say which of the tasks that wait at one worker goes first: the higher `priority`, then the lower `order`."""
     assert task.priority is not None
     task.priority = (-priority, task.priority[1], order)
 
@@ -128,7 +129,7 @@ def retry(scheduler: Scheduler, key: Key) -> bool:
 
 
 def fail(scheduler: Scheduler, key: Key, error: BaseException) -> None:
-    """Make a task that waits or is parked fail with `error`."""
+    """Make a task fail with `error`."""
     task = scheduler.tasks.get(key)
     if task is None or task.state in ("erred", "memory", "forgotten"):
         return
@@ -142,6 +143,7 @@ def fail(scheduler: Scheduler, key: Key, error: BaseException) -> None:
         traceback=message["traceback"],
         exception_text=message["exception_text"],
         traceback_text=message["traceback_text"],
+        **({"worker": task.processing_on.address} if task.processing_on is not None else {}),
     )
     scheduler.transitions(recommendations, stimulus_id=_stimulus("fail"))
 
@@ -311,6 +313,11 @@ def this_task() -> tuple[Worker, str]:
 def take_orders(worker: Worker, handler: Callable[..., None]) -> None:
     """Take what the scheduler sends by :func:`order`, as ``handler(**message)``, in the worker's event loop."""
     worker.stream_handlers[HANDLER] = handler
+
+
+def run_soon(worker: Worker, function: Callable[[], None]) -> None:
+    """Have a function called in a thread in which tasks run, when one is free."""
+    worker.executors["default"].submit(function)
 
 
 def report(worker: Worker, message: Mapping[str, Any]) -> None:

@@ -102,7 +102,7 @@ class StoreRecord(Record):
 class DataRecord(Record):
     """A data unit: its manifest, its replicas, and who writes to it or waits for it."""
 
-    __slots__ = ("busy", "description", "manifest", "replicas", "sealed", "waiting", "writers")
+    __slots__ = ("busy", "cached", "description", "manifest", "replicas", "sealed", "waiting", "writers")
 
     def __init__(self, id: str, owner: str, now: float, watchers: set[str], description: dict[str, Any]) -> None:
         super().__init__(id, owner, Lifecycle(DATA_UNIT, now), watchers)
@@ -112,6 +112,7 @@ class DataRecord(Record):
         self.writers: set[str] = set()  # compute units that will write to it
         self.waiting: set[str] = set()  # compute units that wait for it
         self.sealed = False
+        self.cached: set[Site] = set()  # sites of machines that have it in their cache
         self.busy: dict[str, None] = {}  # transfers that clients have under way
 
     @property
@@ -143,6 +144,7 @@ class UnitRecord(Record):
     __slots__ = (
         "attempt",
         "decision",
+        "directory",
         "key",
         "missing",
         "nbytes",
@@ -163,6 +165,7 @@ class UnitRecord(Record):
         self.request = request
         self.priority = 0.0
         self.order = 0.0
+        self.directory = id  # where it runs: absolute, or in the pilot's directory
         self.outputs: tuple[str, ...] = ()
         self.missing: set[str] = set()  # inputs that are not ready
         self.runnable = False  # whether Dask has parked it: all that it takes as arguments is there
@@ -185,6 +188,7 @@ class UnitRecord(Record):
             "result": self.result,
             "nbytes": self.nbytes,
             "outputs": self.outputs,
+            "directory": self.directory,
             "slots": self.request.slots,
         }
 

@@ -30,6 +30,7 @@ from dpilot.errors import (
     StagingError,
     StateError,
     StoreFullError,
+    UnitCanceledError,
     UnitError,
     UnknownObjectError,
 )
@@ -125,20 +126,23 @@ class PilotPlugin(SchedulerPlugin):
         if not units:
             return
         adapter.pin(scheduler, [task.key for task, _ in units])
-        for n, (task, unit) in enumerate(sorted(units, key=lambda pair: pair[1].submitted)):
+        for task, unit in sorted(units, key=lambda pair: pair[1].submitted):
             task.retries = unit.retries
-            adapter.prioritize(task, unit.priority, n)
+            adapter.prioritize(task, unit.priority, unit.submitted)
             try:
                 self._admit(task, unit, client)
             except Exception as error:
                 if not isinstance(error, PilotError):
                     logger.exception("unit %s could not be admitted", unit.id)
                 self._loop.call_soon(self._fail, self.records.units[unit.id], error)
+        # Before Dask tells of the tasks: a client takes one that ends without having been admitted for refused.
+        self._send_events()
 
     def _admit(self, task: TaskState, unit: UnitTask, client: str) -> None:
         record = UnitRecord(unit.id, str(task.key), unit.request.pool, unit.submitted, {client}, unit.request)
         record.priority = unit.priority
         record.order = unit.submitted
+        record.directory = unit.directory or unit.id
         record.outputs = tuple(du for du, _ in unit.outputs)
         record.recompute = not isinstance(unit.work, Program)
         self.records.units[unit.id] = record
@@ -207,18 +211,22 @@ class PilotPlugin(SchedulerPlugin):
     def _taken_back(self, record: UnitRecord) -> None:
         """A bound task left its worker before it ended: canceled, failed with a retry left, or its worker died."""
         adapter.park(self.scheduler.tasks[record.key])
-        worker, record.worker = record.worker, None
-        if worker in self.scheduler.workers:
-            # What it started may still run: its slots are free when the worker says so.
-            reservation = f"{record.id}#{record.attempt}"
-            self.matcher.keep(record.id, reservation)
-            adapter.order(self.scheduler, worker, {"key": record.key, "reservation": reservation})
-        else:
-            self.matcher.release(record.id)
+        self._stop(record)
         self._stop_writing(record)
         if not record.life.state.is_final and record.life.state is not State.Pending:
             self._advance(record, State.Pending)
         self._match_soon()
+
+    def _stop(self, record: UnitRecord) -> None:
+        """Have a unit's worker stop it, if it is there."""
+        worker, record.worker = record.worker, None
+        if worker is not None and worker in self.scheduler.workers:
+            # What it started may still run: its slots are free when the worker says so.
+            reservation = f"{record.id}#{record.attempt}"
+            self.matcher.keep(record.id, reservation)
+            adapter.order(self.scheduler, worker, {"what": "stop", "key": record.key, "reservation": reservation})
+        else:
+            self.matcher.release(record.id)
 
     def _succeeded(self, record: UnitRecord, message: dict[str, Any]) -> None:
         computed = [s for s in message.get("startstops") or () if s["action"] == "compute"]
@@ -239,7 +247,7 @@ class PilotPlugin(SchedulerPlugin):
             self._written(self.records.data[du], record)
 
     def _fail(self, record: UnitRecord, error: BaseException) -> None:
-        """Have a unit fail that does not run."""
+        """Have a unit fail, for a reason that lies outside of its work."""
         if not record.life.state.is_final:
             record.error = error
             adapter.fail(self.scheduler, record.key, error)
@@ -290,11 +298,19 @@ class PilotPlugin(SchedulerPlugin):
             return
         is_open = adapter.is_running(self.scheduler, worker)
         self.matcher.open_worker(pilot.id, worker, is_open)
+        if is_open:
+            for store in self.records.stores.values():
+                self._let_reach(worker, store)
         if is_open and pilot.life.state is State.Pending:
             self._advance(pilot, State.Running)
             if pilot.walltime_s is not None:
                 self._loop.call_later(pilot.walltime_s, self._out_of_time, pilot)
         self._match_soon()
+
+    def _let_reach(self, worker: str, store: StoreRecord) -> None:
+        """Have a worker connect to a store before a unit waits for it."""
+        if not store.life.state.is_final and adapter.is_running(self.scheduler, worker):
+            adapter.order(self.scheduler, worker, {"what": "reach", "store": pickle.dumps(store.store)})
 
     def _out_of_time(self, pilot: PilotRecord) -> None:
         if not pilot.life.state.is_final:
@@ -380,6 +396,7 @@ class PilotPlugin(SchedulerPlugin):
             record.nbytes = tuple(details["nbytes"])
             self._advance(record, State.Staging, details["at"] - details["seconds"], pilot=record.pilot)
             self._advance(record, State.Running, details["at"])
+            self._learn(record, details)
         elif what == "overdue" and record.worker == worker:
             self._overdue(record, details["error"])
         elif what == "collecting":
@@ -388,9 +405,28 @@ class PilotPlugin(SchedulerPlugin):
 
     def _overdue(self, record: UnitRecord, error: bytes) -> None:
         """A function runs longer than it may. It cannot be interrupted: its slots are free when it returns."""
-        adapter.unbind(self.scheduler, [record.key])
-        if not adapter.retry(self.scheduler, record.key):
+        if adapter.retry(self.scheduler, record.key):
+            adapter.unbind(self.scheduler, [record.key])
+        else:
+            self._stop(record)
             self._fail(record, pickle.loads(error))
+
+    def _learn(self, record: UnitRecord, details: dict[str, Any]) -> None:
+        """Take in what a unit's staging showed: how fast links are, and what its machine has in its cache now."""
+        pilot = self.records.pilots.get(record.pilot or "")
+        if pilot is None:
+            return
+        for du, pd, nbytes, seconds in details["transfers"]:
+            store, data = self.records.stores.get(pd), self.records.data.get(du)
+            if store is not None:
+                self.matcher.policy.links.observe(store.site, pilot.site, nbytes, seconds)
+            if data is not None and pilot.site.machine is not None:
+                data.cached.add(pilot.site)
+                self._view(data)
+        for du in details["evicted"]:
+            if du in self.records.data:
+                self.records.data[du].cached.discard(pilot.site)
+                self._view(self.records.data[du])
 
     # ---------------------------------------------------------------- data units
 
@@ -401,7 +437,7 @@ class PilotPlugin(SchedulerPlugin):
             data.id,
             manifest.nbytes if manifest else 0,
             len(manifest.files) if manifest else 0,
-            tuple(self.records.stores[pd].site for pd in data.replicas),
+            (*(self.records.stores[pd].site for pd in data.replicas), *data.cached),
         )
 
     def _add_replica(self, data: DataRecord, pd: str, manifest: Manifest) -> None:
@@ -409,6 +445,8 @@ class PilotPlugin(SchedulerPlugin):
         before = data.manifest.nbytes if data.manifest is not None and pd in data.replicas else 0
         store.used_nbytes += manifest.nbytes - before
         store.units[data.id] = None
+        if data.manifest != manifest:
+            data.cached.clear()
         data.manifest = manifest
         data.replicas[pd] = None
         self._view(data)
@@ -468,21 +506,17 @@ class PilotPlugin(SchedulerPlugin):
             return
         pilot.error = error
         bound = [r for r in self._unit_of.values() if r.pilot == pilot.id and r.worker is not None]
-        keys = [record.key for record in bound if not record.life.state.is_final]
         for record in bound:
             self.matcher.release(record.id)
         self.matcher.remove_pilot(pilot.id)
         self._advance(pilot, state, error=pickle.dumps(error) if error is not None else None)
-        adapter.unbind(self.scheduler, keys)
-        direct = [self.records.units[unit] for unit in pilot.units]
-        left = [record.key for record in direct if not record.life.state.is_final]
         if state is State.Failed:
-            for record in direct:
-                if not record.life.state.is_final:
-                    failure = UnitError(f"{record.id} was submitted to {pilot.id}, which failed: {error}")
-                    self._fail(record, failure)
-        elif left:
-            adapter.cancel(self.scheduler, left)
+            for unit in pilot.units:
+                failure = UnitError(f"{unit} was submitted to {pilot.id}, which failed: {error}")
+                self._fail(self.records.units[unit], failure)
+        else:
+            self.call_cancel_units(pilot.units)
+        adapter.unbind(self.scheduler, [record.key for record in bound if not record.life.state.is_final])
         self._pools()
         self._match_soon()
 
@@ -572,9 +606,7 @@ class PilotPlugin(SchedulerPlugin):
         return {
             "pilots": [r.id for r in self.records.pilots.values() if r.owner in owners],
             "stores": [r.id for r in self.records.stores.values() if r.owner in owners],
-            "data": [
-                r.id for r in self.records.data.values() if r.owner in owners or id in r.replicas or id in r.busy
-            ],
+            "data": [r.id for r in self.records.data.values() if r.owner in owners or id in r.replicas or id in r.busy],
             "units": [r.id for r in units if r.owner == id or r.request.pilot == id],
         }
 
@@ -640,6 +672,8 @@ class PilotPlugin(SchedulerPlugin):
         record.used_nbytes = used_nbytes
         self.records.stores[id] = record
         self._advance(record, State.Running)
+        for worker in self._pilot_at:
+            self._let_reach(worker, record)
 
     def call_end_store(self, id: str) -> None:
         """A store is used no more; what is in it stays there."""
@@ -727,6 +761,7 @@ class PilotPlugin(SchedulerPlugin):
             store = self._store(pd)
             store.used_nbytes += manifest.nbytes - (data.manifest.nbytes if data.manifest else 0)
         data.manifest = manifest
+        data.cached.clear()
         self._view(data)
         self._check_ready(data)
 
@@ -776,8 +811,8 @@ class PilotPlugin(SchedulerPlugin):
 
     # -- compute units
 
-    def call_inputs(self, unit: str, pilot: str) -> dict[str, tuple[Manifest, list[tuple[Store, int, bool]]]]:
-        """For each input: its manifest, and its replicas, nearest first: store, distance, whether to link."""
+    def call_inputs(self, unit: str, pilot: str) -> dict[str, tuple[Manifest, list[tuple[str, Store, int, bool]]]]:
+        """For each input: its manifest, and its replicas, nearest first: id, store, distance, whether to link."""
         record, site = self._unit(unit), self._pilot(pilot).site
         answer = {}
         for du in record.request.inputs:
@@ -786,7 +821,7 @@ class PilotPlugin(SchedulerPlugin):
                 raise InputError(f"data unit {du} has lost its replicas since {unit} was placed")
             stores = [self._store(pd) for pd in data.replicas]
             stores.sort(key=lambda store: (store.site.distance(site), store.id))
-            rows = [(s.store, int(s.site.distance(site)), _may_link(s.site, site)) for s in stores]
+            rows = [(s.id, s.store, int(s.site.distance(site)), _may_link(s.site, site)) for s in stores]
             answer[du] = (data.manifest, rows)
         return answer
 
@@ -797,10 +832,13 @@ class PilotPlugin(SchedulerPlugin):
         """
         record, site = self._unit(unit), self._pilot(pilot).site
         answer: dict[str, tuple[str, Store, int | None]] = {}
+        attempt = record.attempt
         for du in sorted(record.outputs):
-            if self._writer.get(du) != unit:
-                await self._writing[du].acquire()
-                self._writer[du] = unit
+            await self._writing[du].acquire()
+            if record.worker is None or record.attempt != attempt:  # it was taken back while it waited here
+                self._writing[du].release()
+                raise UnitCanceledError(f"{unit} writes no more: this attempt was stopped")
+            self._writer[du] = unit
         for du in record.outputs:
             data = self._data(du)
             stores = self._stores_of(data.owner)
@@ -823,9 +861,10 @@ class PilotPlugin(SchedulerPlugin):
     def call_cancel_units(self, ids: Collection[str]) -> None:
         """Cancel units that have not ended."""
         records = [r for r in map(self.records.units.get, ids) if r is not None and not r.life.state.is_final]
-        adapter.cancel(self.scheduler, [r.key for r in records])
         for record in records:
+            self._stop(record)
             self._ended(record, State.Canceled)
+        adapter.cancel(self.scheduler, [r.key for r in records])
 
     def call_explain(self, id: str) -> Decision:
         """Why a unit is where it is, or what it waits for."""

@@ -118,12 +118,15 @@ class Session:
     @classmethod
     def _embed(cls) -> Session:
         host = str(config.get("scheduler.host"))
+        dashboard = config.get("scheduler.dashboard-address")
         cluster = LocalCluster(
             n_workers=0,
             processes=True,
             host=host,
             scheduler_port=0,
-            dashboard_address=_free_address(config.get("scheduler.dashboard-address")),
+            # Without a dashboard, too, Dask serves its health over HTTP; given no address it would take port 8787.
+            dashboard_address=_free_address(dashboard or f"{host}:0"),
+            scheduler_kwargs={"dashboard": bool(dashboard)},
             silence_logs=logging.ERROR,  # that results are gone with their pilot is no news
         )
         return cls(Client(cluster, set_as_default=False), cluster)
@@ -180,6 +183,8 @@ class Session:
     @property
     def dashboard_url(self) -> str | None:
         """URL of the Dask dashboard, or None without one."""
+        if self.cluster is not None and not config.get("scheduler.dashboard-address"):
+            return None
         url = str(self.client.dashboard_link)
         return None if "None" in url or not url else url
 
@@ -374,10 +379,8 @@ class Session:
         raise PilotTimeoutError(f"still pending after {timeout:g} s: {reason}")
 
 
-def _free_address(address: str | None) -> str | None:
+def _free_address(address: str) -> str:
     """`address`, with another port if that one is in use."""
-    if not address:
-        return None
     host, _, port = str(address).rpartition(":")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -13,16 +13,18 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote
 
 from dask.sizeof import sizeof
 from distributed import Worker, WorkerPlugin
 
 from dpilot import config
-from dpilot.data import Manifest, Store, fetch, stage_in, stage_out
-from dpilot.errors import PilotError, StagingError, StateError, UnitCanceledError, UnitError
+from dpilot.data import Cache, Manifest, Store, download, fetch, link_files, stage_out
+from dpilot.errors import PilotError, StagingError, StateError, StoreFullError, UnitCanceledError, UnitError
 from dpilot.runtime import adapter
 from dpilot.runtime.process import RunningProgram
 from dpilot.runtime.work import Call, Program, Reference, UnitTask, load_arguments
@@ -74,6 +76,7 @@ class _Run:
         self.program: RunningProgram | None = None
         self.canceled = threading.Event()
         self.reservation: str | None = None  # what the scheduler holds for it since it was stopped
+        self.held = ExitStack()  # what it uses of the machine's cache
         self._lock = threading.Lock()
         self._directory: Path | None = None
 
@@ -140,10 +143,19 @@ class UnitPlugin(WorkerPlugin):
         self._functions: dict[bytes, Any] = {}
         self._directory: str | None = None
         self._lock = threading.Lock()
-        adapter.take_orders(worker, self.stop)
+        adapter.take_orders(worker, self.take_order)
+
+    def take_order(self, what: str, **details: Any) -> None:
+        """The scheduler wants something of this worker (called in the event loop)."""
+        if what == "stop":
+            self.stop(**details)
+        elif what == "reach":
+            store: Store = pickle.loads(details["store"])
+            # In a thread that will run units: file systems of fsspec belong to one thread each.
+            adapter.run_soon(self.worker, lambda: _reach(store))
 
     def stop(self, key: str, reservation: str) -> None:
-        """The scheduler took a task back: end it, and say when its slots are free (runs in the event loop)."""
+        """The scheduler took a task back: end it, and say when its slots are free."""
         with self._lock:
             run = self.runs.get(key)
             if run is not None:
@@ -165,10 +177,19 @@ class UnitPlugin(WorkerPlugin):
 
     def end(self, key: str, run: _Run) -> None:
         """An attempt has ended."""
+        run.held.close()
         with self._lock:
             del self.runs[key]
         if run.reservation is not None:
             self.tell(run.reservation, "ended")
+
+    @cached_property
+    def cache(self) -> Cache:
+        """The cache of this site's machine, beside the sandboxes unless the configuration names a place."""
+        root = Path(config.get("data.cache-directory") or Path(self.directory) / ".dpilot-cache")
+        tags = dict(name.split(":", 1) for name in self.worker.state.total_resources if ":" in name)
+        site = "@".join(quote(tags.get(label, ""), safe="") for label in ("datacenter", "machine"))
+        return Cache(root / (site.strip("@") or "here"), config.nbytes("data.cache-size"))
 
     @property
     def directory(self) -> str:
@@ -312,13 +333,18 @@ def _limited(run: _Run) -> Iterator[None]:
         timer.cancel()
 
 
+def _reach(store: Store) -> None:
+    """Connect to a store before it is needed: for S3 it takes a while."""
+    with suppress(PilotError):  # whoever needs it will be told
+        store.reach()
+
+
 def _stage_in(run: _Run, resolve: dict[Reference, Any]) -> tuple[str, ...]:
     """Bring the inputs; returns the names that must not be collected as outputs."""
     task, plugin = run.task, run.plugin
     directory = run.directory()
     names: list[str] = []
-    moved = [0, 0, 0]
-    transfers = int(config.get("data.transfers"))
+    staged = _Staged()
     began = time.time()
     for source, target in task.transfers:
         fetch(source, directory / target, on_bytes=run.check)
@@ -327,34 +353,45 @@ def _stage_in(run: _Run, resolve: dict[Reference, Any]) -> tuple[str, ...]:
         run.check()
         own = du not in task.staged
         place = directory / ".inputs" / du if own else directory
-        _stage_unit(run, manifest, replicas, place, moved, transfers)
+        _stage_unit(run, manifest, replicas, place, staged)
         resolve[Reference("data", du)] = StagedData(du, place, manifest.names)
         if not own:
             names += manifest.names
     if tickets:
-        plugin.tell(task.id, "staged", nbytes=moved, seconds=time.time() - began, at=time.time())
+        plugin.tell(task.id, "staged", seconds=time.time() - began, at=time.time(), **vars(staged))
     return tuple(names)
 
 
+class _Staged:
+    """What was staged for a unit: told to the scheduler, which learns from it."""
+
+    def __init__(self) -> None:
+        self.nbytes = [0, 0, 0]  # by the distance that they came from
+        self.transfers: list[tuple[str, str, int, float]] = []  # data unit, store, bytes, seconds
+        self.evicted: list[str] = []
+
+
 def _stage_unit(
-    run: _Run,
-    manifest: Manifest,
-    replicas: list[tuple[Store, int, bool]],
-    target: Path,
-    moved: list[int],
-    transfers: int,
+    run: _Run, manifest: Manifest, replicas: list[tuple[str, Store, int, bool]], target: Path, staged: _Staged
 ) -> None:
-    """Stage one data unit from its nearest replica, or, where that fails, from the next one."""
+    """Stage one data unit from its nearest replica, or, where that fails, from the next one.
+
+    It is linked where the store is on this machine, else to the machine's cache, into which it is brought once.
+    """
     failures: list[PilotError] = []
-    for store, distance, link in replicas:
+    for pd, store, distance, link in replicas:
         try:
-            copied = stage_in(manifest, store, target, link=link, max_transfers=transfers, on_bytes=run.check)
+            local = store.local_path(manifest.du) if link else None
+            if local is not None:
+                link_files(manifest, local, target)
+                staged.nbytes[0] += manifest.nbytes
+            else:
+                _stage_copy(run, manifest, pd, store, distance, target, staged)
         except UnitError:
             raise
         except PilotError as error:
             failures.append(error)
         else:
-            moved[distance if copied else 0] += manifest.nbytes  # what was linked was here
             return
     if not failures:
         raise StagingError(f"data unit {manifest.du} has no replica to stage {run.task.id} from")
@@ -362,6 +399,27 @@ def _stage_unit(
         f"data unit {manifest.du} could not be staged for {run.task.id} from any of its {len(failures)} replicas; "
         f"the last failure: {failures[-1]}"
     ) from failures[-1]
+
+
+def _stage_copy(
+    run: _Run, manifest: Manifest, pd: str, store: Store, distance: int, target: Path, staged: _Staged
+) -> None:
+    transfers = int(config.get("data.transfers"))
+
+    def bring(directory: Path) -> None:
+        began = time.monotonic()
+        download(store, manifest, directory, max_transfers=transfers, on_bytes=run.check)
+        staged.transfers.append((manifest.du, pd, manifest.nbytes, time.monotonic() - began))
+
+    try:
+        cached = run.held.enter_context(run.plugin.cache.hold(manifest, bring))
+    except StoreFullError:
+        bring(target)  # too large for the cache
+        staged.nbytes[distance] += manifest.nbytes
+        return
+    link_files(manifest, cached.path, target)
+    staged.nbytes[distance if cached.brought else 0] += manifest.nbytes
+    staged.evicted += cached.evicted
 
 
 def _stage_out(run: _Run, exclude: tuple[str, ...]) -> None:

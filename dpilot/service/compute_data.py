@@ -68,7 +68,7 @@ class ComputeDataService(Handle):
         self._unfinished: dict[str, Handle] = {}
         self._feasible: dict[tuple[Any, ...], PilotCompute | None] = {}  # what is asked -> who can run it
         if cds_url is not None:
-            self._adopted(self._reconnect(cds_url))
+            self._reconnect(cds_url)
         elif coordination_url is not None:
             self._join(Session.join(check_coordination_url(coordination_url)))
 
@@ -82,7 +82,7 @@ class ComputeDataService(Handle):
 
     def _join(self, session: Session) -> None:
         self._begin(session, new_id("cds"))
-        session.call("add_service", id=self.id, client=session.client.id)
+        self._register("add_service", State.Running)
         self._joined = session
 
     def __getattr__(self, name: str) -> Any:
@@ -306,7 +306,7 @@ class ComputeDataService(Handle):
         for unit in list(self._data.values()):
             if not unit._is_settled():
                 unit.cancel()
-        self._session.call("end_service", id=self.id)
+        self._end("end_service")
         units = list(self._units.values())
         self._session.wait_until(lambda: all(unit.state.is_final for unit in units), None, self._pending, may_lose=True)
 

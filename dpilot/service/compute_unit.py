@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from dpilot.descriptions import ComputeUnitDescription, ComputeUnitSpec
-from dpilot.errors import DescriptionError, StateError, UnitCanceledError
+from dpilot.errors import DescriptionError, InputError, StateError, UnitCanceledError
 from dpilot.placement import Decision, Request, Site
 from dpilot.runtime.session import Future, Session, future_key
 from dpilot.runtime.work import Call, Program, Reference, UnitTask, dump_arguments, dump_function
@@ -35,10 +35,11 @@ class ComputeUnit(Handle):
     table = COMPUTE_UNIT
 
     def __init__(self, cu_url: str) -> None:
-        self._adopted(self._reconnect(cu_url))
+        self._reconnect(cu_url)
 
     def _adopted(self, snapshot: dict[str, Any]) -> None:
         self._key: str = snapshot["key"]
+        self._directory: str = snapshot["directory"]
         self._pilot: str | None = snapshot["pilot"]
         self._result: Any = snapshot["result"]
         self._future: Future[Any] | None = self._session.future(self._key)
@@ -51,6 +52,7 @@ class ComputeUnit(Handle):
     def _new(cls, session: Session, task: UnitTask, key: str, name: str, outputs: dict[str, DataUnit]) -> ComputeUnit:
         unit = cls.__new__(cls)
         unit._key = key
+        unit._directory = task.directory or task.id
         unit._pilot = None
         unit._result = None
         unit._future = None
@@ -64,13 +66,12 @@ class ComputeUnit(Handle):
     def _give(self, future: Future[Any]) -> None:
         self._future = future
 
-    def take_event(self, state: str | None, timestamp: float, details: dict[str, Any]) -> None:
-        """For the session: something happened to it."""
+    def _apply(self, state: str | None, timestamp: float, details: dict[str, Any]) -> None:
         self._pilot = details.get("pilot", self._pilot)
         result = details.get("result")
         if result is not None:
             self._result = result
-        super().take_event(state, timestamp, details)
+        super()._apply(state, timestamp, details)
 
     # ---------------------------------------------------------------- what users see
 
@@ -141,7 +142,7 @@ class ComputeUnit(Handle):
         """
         self._session.settle((self.id,))
         snapshot = self._session.snapshot(self.id)
-        snapshot.pop("result")
+        del snapshot["result"], snapshot["directory"]
         local, near, far = snapshot.pop("nbytes")
         snapshot["bytes"] = {"local": local, "same_datacenter": near, "cross_datacenter": far}
         snapshot["sandbox"] = self.get_local_working_directory() if snapshot["pilot"] else None
@@ -160,11 +161,10 @@ class ComputeUnit(Handle):
         if pilot is None:
             raise StateError(f"{self.id} is {self.state} and has no directory before a pilot is chosen; wait() for it")
         base = self._session.call("pilot_directory", pilot=pilot)
-        return str(Path(base) / (self._directory or self.id))
-
-    _directory: str | None = None
+        return str(Path(base) / self._directory)
 
     def _pending(self) -> str:
+        self._session.settle((self.id,))
         reasons = self._session.call("why_waiting", ids=[self.id])
         return f"{self.id} ({self.name}) is {self.state}" + (f": {reasons[self.id]}" if self.id in reasons else "")
 
@@ -208,7 +208,6 @@ class Submission:
         units = []
         for spec, (task, key, _) in zip(specs, prepared, strict=True):
             unit = ComputeUnit._new(self.session, task, key, spec.name or task.request.kind, {})
-            unit._directory = spec.working_directory
             self._outputs(spec, task, unit)
             units.append(unit)
         self.session.submit(
@@ -240,7 +239,7 @@ class Submission:
                 if pickled is None:
                     pickled = self._functions[id(function)] = dump_function(function)
                 arguments, found = dump_arguments(spec.args, spec.kwargs, self._refer)
-            except DescriptionError:
+            except (DescriptionError, InputError):
                 raise
             except Exception as error:
                 raise DescriptionError(
@@ -271,7 +270,7 @@ class Submission:
             spec.retries,
             (),
             staged,
-            tuple((transfer.source, transfer.target) for transfer in spec.file_transfer),
+            tuple((_absolute(transfer.source), transfer.target) for transfer in spec.file_transfer),
             spec.walltime_s,
             spec.working_directory,
         )
@@ -321,6 +320,8 @@ class Submission:
         if isinstance(obj, DataUnit):
             return Reference("data", self._data_unit(obj, "args"))
         if isinstance(obj, ComputeUnit):
+            if obj.state is State.Canceled:
+                raise InputError(f"{obj.id} was canceled and has no result to pass; submit it anew", unit=obj.id)
             return Reference("result", obj._key)
         if isinstance(obj, Handle):
             raise DescriptionError(
@@ -328,3 +329,8 @@ class Submission:
             )
         key = future_key(obj)
         return None if key is None else Reference("result", key)
+
+
+def _absolute(source: str) -> str:
+    """A path of this process, so that it means the same in every other one; a URL is left as it is."""
+    return source if "://" in source else str(Path(source).absolute())

@@ -43,7 +43,7 @@ class DataUnit(Handle):
         data_unit_description: Mapping[str, Any] | None = None,
     ) -> None:
         if du_url is not None:
-            self._adopted(self._reconnect(du_url))
+            self._reconnect(du_url)
         elif pilot_data is None or pilot_data.kind != "pd":
             raise DescriptionError(
                 "a DataUnit is made from du_url=, or from pilot_data= and data_unit_description=; "
@@ -80,15 +80,7 @@ class DataUnit(Handle):
         unit.name = name
         unit._begin(session, new_id("du"))
         description = {"name": name, "replicas": 1, "datacenter": None, "machine": None, **labels}
-        session.call(
-            "add_data",
-            id=unit.id,
-            owner=owner,
-            client=session.client.id,
-            description=description,
-            nbytes=0,
-            stores=[],
-        )
+        unit._register("add_data", State.Pending, owner=owner, description=description, nbytes=0, stores=[])
         return unit
 
     def _submit(self, session: Session, owner: str, description: Mapping[str, Any], stores: list[str] | None) -> None:
@@ -109,14 +101,8 @@ class DataUnit(Handle):
             "machine": spec.machine,
         }
         nbytes = sum(source.nbytes or 0 for source in sources.values())
-        chosen = session.call(
-            "add_data",
-            id=self.id,
-            owner=owner,
-            client=session.client.id,
-            description=details,
-            nbytes=nbytes,
-            stores=stores,
+        chosen = self._register(
+            "add_data", State.Pending, owner=owner, description=details, nbytes=nbytes, stores=stores
         )
         if chosen:
             self._coming = chosen
@@ -154,12 +140,16 @@ class DataUnit(Handle):
 
     def _copy_to(self, pilot_data: Handle) -> None:
         """Have a replica made on another store, in a thread."""
+        with self._session.changed:
+            if not self._life.state.is_final:
+                self._error = None  # of an earlier attempt
         transfer = self._session.call("begin_replica", id=self.id, pd=pilot_data.id)
-        if transfer is not None:
-            with self._session.changed:
-                self._error = None
-                self._coming = [*self._coming, pilot_data.id]
-            self._session.transfers.submit(self._copy, *transfer, pilot_data.id)
+        if transfer is None:
+            return
+        with self._session.changed:
+            self._coming = [*self._coming, pilot_data.id]
+        manifest, sources, target = transfer
+        self._session.transfers.submit(self._copy, manifest, sources, target, pilot_data.id)
 
     def _copy(self, manifest: Manifest, sources: list[Store], target: Store, pd: str) -> None:
         failure: Exception | None = None
@@ -240,7 +230,7 @@ class DataUnit(Handle):
         sources = expand_sources(file_urls)
         self._manifest()
         nbytes = sum(source.nbytes or 0 for source in sources.values())
-        done: list[Store] = []  # type: ignore[valid-type]
+        done: list[Store] = []
         try:
             for _, store in self._session.call("reserve", id=self.id, nbytes=nbytes):
                 manifest = upload(sources, store, self.id, on_bytes=self._check)
@@ -309,11 +299,10 @@ class DataUnit(Handle):
         stores = ", ".join(self._coming)
         return super()._pending() + (f" and on its way to {stores}" if stores else f", with {len(self._on)} replicas")
 
-    def take_event(self, state: str | None, timestamp: float, details: dict[str, Any]) -> None:
-        """For the session: something happened to it."""
+    def _apply(self, state: str | None, timestamp: float, details: dict[str, Any]) -> None:
         self._on = details.get("replicas", self._on)
         self._coming = details.get("coming", self._coming)
-        super().take_event(state, timestamp, details)
+        super()._apply(state, timestamp, details)
 
     def export(self, target: str | Path, names: Iterable[str] | None = None) -> Path:
         """Copy its files to a directory of this machine, verified.

@@ -68,23 +68,35 @@ class Handle(ABC):
         self._open: MutableMapping[str, Any] | None = None
         session.follow(self)
 
-    def _reconnect(self, url: str) -> dict[str, Any]:
-        """Make this the handle of an object that is there, and return what the scheduler knows of it."""
+    def _register(self, call: str, state: State, **arguments: Any) -> Any:
+        """Have the scheduler make the object, which then is in `state`: no need to wait for the message of it."""
+        answer = self._session.call(call, id=self.id, client=self._session.client.id, **arguments)
+        with self._session.changed:
+            if self._life.state is State.New:
+                self._life.advance(state, time.time())
+        return answer
+
+    def _reconnect(self, url: str) -> None:
+        """Make this the handle of the object with that URL."""
         place = ObjectURL.parse(url, kind=self.kind)
         session = Session.join(place.scheduler)
-        return self._adopt(session, place.id)
+        self._adopt(session, place.id)
 
-    def _adopt(self, session: Session, id: str) -> dict[str, Any]:
+    #: Events that came before the handle was complete; None: it is.
+    _early: list[tuple[str | None, float, dict[str, Any]]] | None = None
+
+    def _adopt(self, session: Session, id: str) -> None:
+        self._early = []
         self._begin(session, id)
         snapshot = session.snapshot(id)
+        self._life.history[:] = snapshot["history"]
+        self._life.state = self._life.history[-1].state
+        self._error = snapshot["error"]
+        self._adopted(snapshot)
         with session.changed:
-            for state, timestamp in snapshot["history"]:
-                if timestamp >= self._life.history[-1].timestamp or self._life.state is State.New:
-                    self._life.advance(state, timestamp)
-            self._life.history[:] = snapshot["history"]
-            self._life.state = self._life.history[-1].state
-            self._error = snapshot["error"]
-        return snapshot
+            early, self._early = self._early, None
+            for event in early:
+                self._apply(*event)
 
     @classmethod
     def _find(cls, session: Session, id: str) -> Any:
@@ -93,7 +105,7 @@ class Handle(ABC):
             return handle
         kind = Handle._classes[id.partition("-")[0]]
         handle = kind.__new__(kind)
-        handle._adopted(handle._adopt(session, id))
+        handle._adopt(session, id)
         return handle
 
     @abstractmethod
@@ -147,6 +159,12 @@ class Handle(ABC):
     def cancel(self) -> None:
         """End it."""
 
+    def _end(self, call: str) -> None:
+        """End it at the scheduler by a call, and wait until this handle knows."""
+        if not self._life.state.is_final and not self._session.is_lost:
+            self._session.call(call, id=self.id)
+            self._session.wait_until(lambda: self._life.state.is_final, None, self._pending, may_lose=True)
+
     def set_callback(self, member: str | Callable[..., Any], cb: Callable[..., Any] | None = None) -> None:
         """Have ``cb(self, "state", value)`` called for each change of state from now on, once and in order.
 
@@ -177,6 +195,12 @@ class Handle(ABC):
 
     def take_event(self, state: str | None, timestamp: float, details: dict[str, Any]) -> None:
         """For the session: something happened to the object. The session's lock is held."""
+        if self._early is None:
+            self._apply(state, timestamp, details)
+        else:
+            self._early.append((state, timestamp, details))
+
+    def _apply(self, state: str | None, timestamp: float, details: dict[str, Any]) -> None:
         error = details.get("error")
         if error is not None:
             self._error = pickle.loads(error)
@@ -185,7 +209,8 @@ class Handle(ABC):
 
     def _enter(self, state: State, timestamp: float) -> None:
         try:
-            changed = self._life.advance(state, timestamp)
+            # What is in the history already came with a snapshot that overtook this message.
+            changed = (state, timestamp) not in self._life.history and self._life.advance(state, timestamp)
         except StateError:
             changed = False  # a stale message: a snapshot that came later said more
         if changed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from dpilot import config
 from dpilot.data import fetch
 from dpilot.descriptions import PilotComputeDescription, PilotSpec, check_coordination_url
-from dpilot.errors import PilotError, PilotTimeoutError, PlacementError, StateError
+from dpilot.errors import PilotError, PlacementError, StateError
 from dpilot.pilots.launcher import Launcher, LaunchRequest, RunningPilot, launcher_for
 from dpilot.placement import Request, Site
 from dpilot.runtime.session import Session
@@ -39,7 +39,7 @@ class PilotCompute(Handle):
     table = PILOT
 
     def __init__(self, pilot_url: str) -> None:
-        self._adopted(self._reconnect(pilot_url))
+        self._reconnect(pilot_url)
 
     def _adopted(self, snapshot: dict[str, Any]) -> None:
         self._owner: str = snapshot["owner"]
@@ -72,7 +72,7 @@ class PilotCompute(Handle):
             "machine": spec.machine,
             "walltime_s": spec.walltime_s,
         }
-        session.call("add_pilot", id=self.id, owner=owner, client=session.client.id, details=details)
+        self._register("add_pilot", State.Pending, owner=owner, details=details)
         labels = (("datacenter", spec.datacenter), ("machine", spec.machine))
         request = LaunchRequest(
             pilot=self.id,
@@ -106,10 +106,9 @@ class PilotCompute(Handle):
                 if not self._session.is_lost:
                     raise
 
-    def take_event(self, state: str | None, timestamp: float, details: dict[str, Any]) -> None:
-        """For the session: something happened to it. One that was canceled from elsewhere is ended here."""
-        super().take_event(state, timestamp, details)
-        if details.get("closed") and self._process is not None:
+    def _apply(self, state: str | None, timestamp: float, details: dict[str, Any]) -> None:
+        super()._apply(state, timestamp, details)
+        if details.get("closed") and self._process is not None:  # it was canceled from elsewhere
             self._process.cancel()
 
     # ---------------------------------------------------------------- what users see
@@ -161,13 +160,13 @@ class PilotCompute(Handle):
         ------
         PilotTimeoutError
         """
-        units = self.list_compute_units()
-
-        def over() -> bool:
-            return self.state.is_final or (bool(units) and all(unit.state.is_final for unit in units))
-
-        self._session.wait_until(over, timeout, self._pending)
+        self._session.wait_until(self._over(), timeout, self._pending)
         return self.state
+
+    def _over(self) -> Callable[[], bool]:
+        """What tells whether a wait for it, that begins now, is over."""
+        units = self.list_compute_units()
+        return lambda: self.state.is_final or (bool(units) and all(unit.state.is_final for unit in units))
 
     def _pending(self) -> str:
         left = [unit._pending() for unit in self._units.values() if not unit.state.is_final][:5]
@@ -192,9 +191,7 @@ class PilotCompute(Handle):
     def cancel(self) -> None:
         """End it. Units that have not ended go to other pilots, unless they were submitted to this one."""
         try:
-            if not self._session.is_lost and not self.state.is_final:
-                self._session.call("cancel_pilot", id=self.id)
-                self._session.wait_until(lambda: self.state.is_final, None, self._pending, may_lose=True)
+            self._end("cancel_pilot")
         finally:
             if self._process is not None:
                 self._process.cancel()
@@ -260,11 +257,11 @@ class PilotComputeService(Handle):
     def __init__(self, coordination_url: str | None = None, pcs_url: str | None = None) -> None:
         self._pilots: dict[str, PilotCompute] = {}
         if pcs_url is not None:
-            self._adopted(self._reconnect(pcs_url))
+            self._reconnect(pcs_url)
             return
         session = Session.join(check_coordination_url(coordination_url))
         self._begin(session, new_id("pcs"))
-        session.call("add_service", id=self.id, client=session.client.id)
+        self._register("add_service", State.Running)
         session.at_end(self.cancel)
 
     def _adopted(self, snapshot: dict[str, Any]) -> None:
@@ -332,18 +329,16 @@ class PilotComputeService(Handle):
         ------
         PilotTimeoutError
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        for pilot in self.list_pilots():
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            try:
-                pilot.wait(left)
-            except PilotTimeoutError as error:
-                raise PilotTimeoutError(f"{self.id}: {error}") from None
+        overs = {pilot: pilot._over() for pilot in self.list_pilots()}
+        self._session.wait_until(
+            lambda: all(over() for over in overs.values()),
+            timeout,
+            lambda: "; ".join(pilot._pending() for pilot, over in overs.items() if not over()),
+        )
         return self.state
 
     def cancel(self) -> None:
         """End its pilots, and with them all processes that they started."""
         for pilot in self.list_pilots():
             pilot.cancel()
-        if not self.state.is_final and not self._session.is_lost:
-            self._session.call("end_service", id=self.id)
+        self._end("end_service")

@@ -31,7 +31,7 @@ class PilotData(Handle):
     table = SERVICE
 
     def __init__(self, pd_url: str) -> None:
-        self._adopted(self._reconnect(pd_url))
+        self._reconnect(pd_url)
 
     def _adopted(self, snapshot: dict[str, Any]) -> None:
         self._store: Store = snapshot["store"]
@@ -48,7 +48,7 @@ class PilotData(Handle):
         pilot._store = store
         pilot._begin(session, new_id("pd"))
         used = store.nbytes_used() if spec.size_nbytes is not None else 0
-        session.call("add_store", id=pilot.id, owner=owner, client=session.client.id, store=store, used_nbytes=used)
+        pilot._register("add_store", State.Running, owner=owner, store=store, used_nbytes=used)
         return pilot
 
     def __repr__(self) -> str:
@@ -139,8 +139,7 @@ class PilotData(Handle):
 
     def cancel(self) -> None:
         """Use the store no more. Its files stay where they are."""
-        if not self.state.is_final and not self._session.is_lost:
-            self._session.call("end_store", id=self.id)
+        self._end("end_store")
 
 
 def wait_for_stores(session: Session, stores: Iterable[PilotData], timeout: float | None) -> None:
@@ -172,11 +171,11 @@ class PilotDataService(Handle):
     def __init__(self, coordination_url: str | None = None, pds_url: str | None = None) -> None:
         self._pilots: dict[str, PilotData] = {}
         if pds_url is not None:
-            self._adopted(self._reconnect(pds_url))
+            self._reconnect(pds_url)
             return
         session = Session.join(check_coordination_url(coordination_url))
         self._begin(session, new_id("pds"))
-        session.call("add_service", id=self.id, client=session.client.id)
+        self._register("add_service", State.Running)
 
     def _adopted(self, snapshot: dict[str, Any]) -> None:
         self._pilots = {
@@ -224,5 +223,4 @@ class PilotDataService(Handle):
         """Use its stores no more. Their files stay where they are."""
         for pilot in self.list_pilots():
             pilot.cancel()
-        if not self.state.is_final and not self._session.is_lost:
-            self._session.call("end_service", id=self.id)
+        self._end("end_service")
