@@ -1,0 +1,166 @@
+"""How many units a second: dpilot's on a pilot of two slots, and plain Dask's on the same workers."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any
+
+from distributed import Client, LocalCluster
+
+from dpilot import ComputeDataService, PilotComputeService, State
+from dpilot.runtime.session import Session
+
+__all__ = ["Row", "measure"]
+
+SLOTS = 2
+_numbers = itertools.count()
+
+
+def noop(number: int) -> None:
+    """Do nothing; each call is another one, so that Dask does not take it for one that it has done."""
+
+
+def true(number: int) -> None:
+    subprocess.run(["/bin/true"], check=True)
+
+
+class Row(dict[str, Any]):
+    """One line of the table: what was measured, how many units, their rate, and the client's part."""
+
+
+def measure(n_functions: int, n_singles: int, n_programs: int, repeat: int) -> list[Row]:
+    """Run all measurements.
+
+    Parameters
+    ----------
+    n_functions, n_singles, n_programs : int
+        How many no-op functions go in a batch, how many one by one, and how many times ``/bin/true`` runs.
+    repeat : int
+        The medians of so many runs are told.
+
+    Returns
+    -------
+    list of Row
+    """
+    rows = _start_up(repeat)
+    with tempfile.TemporaryDirectory(prefix="dpilot-bench-") as directory, _services(directory) as (pcs, cds):
+        pcs.wait_running()
+        client: Client = pcs.client
+        workers = list(client.scheduler_info(n_workers=-1)["workers"])
+        cds.submit_compute_unit_batch(_functions(10))
+        cds.wait()
+        client.gather(client.map(noop, range(10), pure=False))
+
+        def by_dpilot(descriptions: Callable[[int], list[dict[str, Any]]], single: bool = False) -> _Run:
+            def run(n: int) -> float:
+                work = descriptions(n)
+                begun = time.perf_counter()
+                if single:
+                    units = [cds.submit_compute_unit(description) for description in work]
+                else:
+                    units = cds.submit_compute_unit_batch(work)
+                submitted = time.perf_counter() - begun
+                cds.wait()
+                states = {unit.state for unit in units}
+                assert states == {State.Done}, f"units ended as {states}"
+                return submitted
+
+            return run
+
+        def by_map(function: Callable[[int], None], **options: Any) -> _Run:
+            def run(n: int) -> float:
+                begun = time.perf_counter()
+                futures = client.map(function, [next(_numbers) for _ in range(n)], pure=False, **options)
+                submitted = time.perf_counter() - begun
+                client.gather(futures)
+                return submitted
+
+            return run
+
+        def by_submit(n: int) -> float:
+            begun = time.perf_counter()
+            futures = [client.submit(noop, next(_numbers), pure=False) for _ in range(n)]
+            submitted = time.perf_counter() - begun
+            client.gather(futures)
+            return submitted
+
+        rows += [
+            _rate("no-op functions, a batch", "dpilot", by_dpilot(_functions), n_functions, repeat),
+            _rate("", "Client.map", by_map(noop), n_functions, repeat),
+            _rate("", "Client.map(workers=...)", by_map(noop, workers=workers), n_functions, repeat),
+            _rate("no-op functions, one by one", "dpilot", by_dpilot(_functions, single=True), n_singles, repeat),
+            _rate("", "Client.submit", by_submit, n_singles, repeat),
+            _rate("/bin/true, sandbox and files each", "dpilot", by_dpilot(_programs), n_programs, repeat),
+            _rate("/bin/true by subprocess.run", "Client.map(workers=...)", by_map(true, workers=workers), n_programs, repeat),
+        ]
+    with ProcessPoolExecutor(SLOTS, mp_context=get_context("spawn")) as pool:
+        list(pool.map(true, range(SLOTS)))
+
+        def by_pool(n: int) -> float:
+            list(pool.map(true, range(n)))
+            return 0.0
+
+        rows.append(_rate("", "ProcessPoolExecutor", by_pool, n_programs, repeat))
+    return rows
+
+
+_Run = Callable[[int], float]
+
+
+def _rate(what: str, system: str, run: _Run, n: int, repeat: int) -> Row:
+    rates, costs = [], []
+    for _ in range(repeat):
+        begun = time.perf_counter()
+        submitted = run(n)
+        rates.append(n / (time.perf_counter() - begun))
+        costs.append(submitted / n * 1e6)
+    return Row(what=what, system=system, n=n, per_second=statistics.median(rates), submit_us=statistics.median(costs))
+
+
+def _functions(n: int) -> list[dict[str, Any]]:
+    return [{"executable": noop, "args": (next(_numbers),)} for _ in range(n)]
+
+
+def _programs(n: int) -> list[dict[str, Any]]:
+    return [{"executable": "/bin/true"} for _ in range(n)]
+
+
+@contextmanager
+def _services(directory: str) -> Iterator[tuple[PilotComputeService, ComputeDataService]]:
+    with PilotComputeService() as pcs, ComputeDataService() as cds:
+        cds.add_pilot_compute_service(pcs)
+        pcs.create_pilot(
+            {"service_url": "fork://localhost", "number_of_processes": SLOTS, "working_directory": directory}
+        )
+        yield pcs, cds
+
+
+def _start_up(repeat: int) -> list[Row]:
+    """Seconds from nothing (but the imports) to the first result, on two worker processes."""
+
+    def dpilot() -> None:
+        with tempfile.TemporaryDirectory(prefix="dpilot-bench-") as directory, _services(directory) as (_, cds):
+            cds.submit(noop, 0).result()
+        Session.close_all()
+
+    def dask() -> None:
+        with LocalCluster(n_workers=SLOTS, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+            client.submit(noop, 0).result()
+
+    rows = []
+    for what, system, run in (("start to first result and end", "dpilot", dpilot), ("", "LocalCluster", dask)):
+        times = []
+        for _ in range(repeat):
+            begun = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - begun)
+        rows.append(Row(what=what, system=system, n=1, seconds=statistics.median(times)))
+    return rows
