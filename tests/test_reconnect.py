@@ -283,15 +283,6 @@ def test_no_scheduler_at_the_address() -> None:
     assert time.monotonic() - began < 5
 
 
-def test_something_else_than_a_scheduler_at_the_address() -> None:
-    with (
-        socket.create_server(("127.0.0.1", 0)) as server,
-        dask.config.set({"dpilot.scheduler.connect-timeout": "300ms"}),
-    ):
-        with pytest.raises(ConnectionLostError):
-            PilotComputeService(coordination_url=f"tcp://127.0.0.1:{server.getsockname()[1]}")
-
-
 SUBMITTER = """
     import os, sys
     from dpilot import ComputeDataService, PilotComputeService
@@ -384,7 +375,7 @@ def test_a_scheduler_that_is_killed_is_noticed_at_once(new_scheduler: NewSchedul
         thread.join(LONG_S)
     assert time.monotonic() - began < 5
     assert [type(error) for error in errors] == [ConnectionLostError] * len(waits)
-    assert {str(error) for error in errors} == {f"the scheduler at {scheduler.address} was lost while waiting"}
+    assert all(f"the scheduler at {scheduler.address}" in str(error) for error in errors)
     assert [handle.state for handle in (running, waiting, pilot, pcs, pds, cds)] == ["Unknown"] * 6
     assert done.state == "Done"
     assert done.result() == 1  # it is here

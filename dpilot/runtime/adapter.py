@@ -36,6 +36,7 @@ __all__ = [
     "cancel",
     "error_text",
     "fail",
+    "hold",
     "is_executing",
     "is_running",
     "is_status_change",
@@ -157,6 +158,14 @@ def error_text(scheduler: Scheduler, key: Key) -> str:
 def pin(scheduler: Scheduler, keys: Iterable[Key]) -> None:
     """Keep tasks, and their results, whichever clients come and go."""
     scheduler.client_desires_keys(list(keys), _KEEPER)
+
+
+def hold(scheduler: Scheduler, key: Key, client: str) -> bool:
+    """Keep a task for a client, which is told of its end; False if the task is not there any more."""
+    if key not in scheduler.tasks:
+        return False
+    scheduler.client_desires_keys([key], client)
+    return True
 
 
 def unpin(scheduler: Scheduler, keys: Iterable[Key]) -> None:

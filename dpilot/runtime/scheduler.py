@@ -858,6 +858,12 @@ class PilotPlugin(SchedulerPlugin):
             self._drop_replica(data, stale)
         self._add_replica(data, pd, manifest)
 
+    def call_hold(self, id: str, client: str) -> None:
+        """A client wants to keep, and know of, the result of a unit."""
+        record = self._unit(id)
+        if not adapter.hold(self.scheduler, record.key, client):
+            raise StateError(f"the result of {id} ({record.life.state}) is gone: it was let go with its service")
+
     def call_cancel_units(self, ids: Collection[str]) -> None:
         """Cancel units that have not ended."""
         records = [r for r in map(self.records.units.get, ids) if r is not None and not r.life.state.is_final]

@@ -287,9 +287,17 @@ class Session:
                 lambda: self._sent.keys().isdisjoint(sent), None, lambda: f"{len(sent)} units are on their way"
             )
 
-    def future(self, key: str) -> Future[Any]:
-        """A Dask future of a task that the scheduler has."""
-        return Future(key, client=self.client)
+    def future(self, id: str, key: str) -> Future[Any]:
+        """A Dask future of a unit that the scheduler has.
+
+        Raises
+        ------
+        StateError
+            If its result is not there any more.
+        """
+        future: Future[Any] = Future(key, client=self.client)  # first, so that the scheduler's answer finds it
+        self.call("hold", id=id, client=self.client.id)
+        return future
 
     # ---------------------------------------------------------------- events
 

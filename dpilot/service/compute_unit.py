@@ -42,7 +42,7 @@ class ComputeUnit(Handle):
         self._directory: str = snapshot["directory"]
         self._pilot: str | None = snapshot["pilot"]
         self._result: Any = snapshot["result"]
-        self._future: Future[Any] | None = self._session.future(self._key)
+        self._future: Future[Any] | None = None  # until it is asked for
         self.name: str = snapshot["kind"]
         self.output_data = {
             unit.name or unit.id: unit for unit in (Handle._find(self._session, du) for du in snapshot["outputs"])
@@ -55,7 +55,7 @@ class ComputeUnit(Handle):
         unit._directory = task.directory or task.id
         unit._pilot = None
         unit._result = None
-        unit._future = None
+        unit._future = None  # until it is sent
         unit.name = name
         #: The data units that it writes, by name.
         unit.output_data = outputs
@@ -79,7 +79,8 @@ class ComputeUnit(Handle):
     def future(self) -> Future[Any]:
         """The Dask future of its result."""
         self._session.settle((self.id,))
-        assert self._future is not None
+        if self._future is None:
+            self._future = self._session.future(self.id, self._key)
         return self._future
 
     def result(self, timeout: float | None = None) -> Any:
