@@ -99,7 +99,13 @@ def measure(n_functions: int, n_singles: int, n_programs: int, repeat: int) -> l
             _rate("no-op functions, one by one", "dpilot", by_dpilot(_functions, single=True), n_singles, repeat),
             _rate("", "Client.submit", by_submit, n_singles, repeat),
             _rate("/bin/true, sandbox and files each", "dpilot", by_dpilot(_programs), n_programs, repeat),
-            _rate("/bin/true by subprocess.run", "Client.map(workers=...)", by_map(true, workers=workers), n_programs, repeat),
+            _rate(
+                "/bin/true by subprocess.run",
+                "Client.map(workers=...)",
+                by_map(true, workers=workers),
+                n_programs,
+                repeat,
+            ),
         ]
     with ProcessPoolExecutor(SLOTS, mp_context=get_context("spawn")) as pool:
         list(pool.map(true, range(SLOTS)))
@@ -152,7 +158,10 @@ def _start_up(repeat: int) -> list[Row]:
         Session.close_all()
 
     def dask() -> None:
-        with LocalCluster(n_workers=SLOTS, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        with (
+            LocalCluster(n_workers=SLOTS, threads_per_worker=1, dashboard_address=None) as cluster,
+            Client(cluster) as client,
+        ):
             client.submit(noop, 0).result()
 
     rows = []

@@ -93,6 +93,7 @@ def test_a_program_of_a_killed_worker_does_not_outlive_it(
     pilot = start(pcs, tmp_path / "work", 2)
     unit = cds.submit_compute_unit(shell(f"test -e {tmp_path}/pid && exit; echo $$ > {tmp_path}/pid; sleep 1000"))
     program = process_in(tmp_path / "pid")
+    reach(unit, State.Running)
     where = program.parent()
     assert where is not None
     where.kill()

@@ -379,13 +379,19 @@ def test_a_scheduler_that_is_killed_is_noticed_at_once(new_scheduler: NewSchedul
     assert [handle.state for handle in (running, waiting, pilot, pcs, pds, cds)] == ["Unknown"] * 6
     assert done.state == "Done"
     assert done.result() == 1  # it is here
-    for call in (running.explain, pilot.get_free_nodes, lambda: cds.submit(units.same, 1), lambda: running.wait(1)):
+    for call in (
+        running.explain,
+        running.cancel,
+        pilot.get_free_nodes,
+        lambda: cds.submit(units.same, 1),
+        lambda: running.wait(1),
+    ):
         began = time.monotonic()
         with pytest.raises(ConnectionLostError, match=scheduler.address):
             call()
         assert time.monotonic() - began < 5
     # What is told to end ends here, in good order; other schedulers are not concerned.
-    for handle in (running, cds, pds, pcs):
+    for handle in (cds, pds, pcs):
         handle.cancel()
     assert pilot._process is not None
     assert pilot._process.poll() is not None

@@ -212,10 +212,10 @@ class Matcher:
         left: list[Request] = []
         if not self._any_room(reserved):
             return Matching(bindings, None)
-        heads = [(head.order, request) for request in list(self._lines) if (head := self._head(request))]
+        heads = [(head.order, head.unit, request) for request in list(self._lines) if (head := self._head(request))]
         heapq.heapify(heads)
         while heads and self._any_room(reserved):
-            _, request = heapq.heappop(heads)
+            _, _, request = heapq.heappop(heads)
             rows = self._rank(request, reserved)
             home = _home(rows)
             if home is None:
@@ -224,7 +224,7 @@ class Matcher:
                 bindings.append(self._bind(request, home, rows, now))
                 following = self._head(request)
                 if following is not None:
-                    heapq.heappush(heads, (following.order, request))
+                    heapq.heappush(heads, (following.order, following.unit, request))
             else:
                 # Slots that come free there are kept for it: a stream of narrow or tiny units would starve it.
                 reserved.add(home.pilot)

@@ -102,7 +102,8 @@ class PilotSlots:
         """How many units of one slot and `expected_s` seconds the worker would take now."""
         if worker.exclusive or not worker.is_open:
             return worker.idle
-        queue = int((self.in_flight_s * worker.slots - worker.backlog_s) / max(expected_s, LEAST_UNIT_S))
+        left_s = self.in_flight_s * worker.slots - worker.backlog_s
+        queue = int(left_s / max(expected_s, LEAST_UNIT_S) + 1e-6)  # what adds up to a whole unit is one
         return max(worker.idle, queue)
 
     def free(self, expected_s: float) -> int:

@@ -194,6 +194,10 @@ class Session:
 
     # ---------------------------------------------------------------- calls
 
+    def _check(self) -> None:
+        if self.is_lost:
+            raise ConnectionLostError(f"the scheduler at {self.address} is lost; make new services to go on")
+
     def call(self, name: str, **arguments: Any) -> Any:
         """Ask the scheduler's plugin; see its ``call_<name>``.
 
@@ -204,8 +208,7 @@ class Session:
         ConnectionLostError
             If the scheduler cannot be reached.
         """
-        if self.is_lost:
-            raise ConnectionLostError(f"the scheduler at {self.address} is lost; make new services to go on")
+        self._check()
         try:
             answer = self.client.sync(
                 adapter.call_from_client, self.client, call=name, arguments=pickle.dumps(arguments)
@@ -250,8 +253,13 @@ class Session:
 
         Units that are submitted within a few milliseconds go in one graph: a graph each would cost the scheduler
         three times as much.
+
+        Raises
+        ------
+        ConnectionLostError
         """
         with self.changed:
+            self._check()
             idle = not self._buffer
             self._buffer.extend(units)
         if idle:
@@ -261,7 +269,7 @@ class Session:
         """Send what was submitted and not sent yet."""
         with self.changed:
             units, self._buffer = self._buffer, []
-            if not units:
+            if not units or self.is_lost:
                 return
             graph = {
                 key: Task(key, run_unit, task, references, *(TaskRef(reference.id) for reference in references))

@@ -1,0 +1,219 @@
+"""The matcher: events in, bindings out; no cluster, no clock."""
+
+from dpilot.placement import InputView, Links, Matcher, Policy, Request, Site
+
+EU, US, LAB = Site("eu", "e"), Site("us", "u"), Site("lab", "l")
+MB = 10**6
+
+
+def matcher(prefer_wait_s=5.0, unknown_s=1.0, **sites):
+    """A matcher with a pilot of two one-slot workers at each site."""
+    made = Matcher(Policy(Links(), prefer_wait_s), unknown_runtime_s=unknown_s)
+    for name, site in sites.items():
+        made.add_pilot(name, site, 2)
+        for number in range(2):
+            made.add_worker(name, f"{name}-{number}", 1)
+    return made
+
+
+def bound(m, now=0.0):
+    return {binding.unit: binding.pilot for binding in m.match(now).bindings}
+
+
+def submit(m, *units, now=0.0, priority=0.0, order=None, **request):
+    for number, unit in enumerate(units):
+        m.submit(
+            unit,
+            Request("cds", **request),
+            now=now,
+            priority=priority,
+            order=len(m) + number if order is None else order,
+        )
+
+
+def reads(m, du, *sites, nbytes=100 * MB):
+    m.inputs[du] = InputView(du, nbytes, 1, sites)
+    return {"inputs": (du,)}
+
+
+def test_nothing_is_bound_before_a_slot_is_free():
+    m = matcher(eu=EU)
+    submit(m, "a", "b", "c")
+    assert set(bound(m)) == {"a", "b"}
+    assert bound(m) == {}
+    m.release("a")
+    assert bound(m) == {"c": "eu"}
+    assert len(m) == 0
+
+
+def test_priority_then_submission():
+    m = matcher(eu=EU)
+    submit(m, "late", order=2)
+    submit(m, "early", order=1)
+    submit(m, "urgent", order=3, priority=1, kind="other")
+    assert list(bound(m)) == ["urgent", "early"]
+
+
+def test_units_go_to_their_data_and_the_free_go_to_the_least_loaded():
+    m = matcher(eu=EU, us=US)
+    submit(m, "at-us", **reads(m, "du", US))
+    assert bound(m) == {"at-us": "us"}
+    submit(m, "anywhere")
+    assert bound(m) == {"anywhere": "eu"}
+
+
+def test_equal_pilots_are_taken_in_turn_by_load_then_by_name():
+    m = matcher(b=EU, a=EU)
+    submit(m, "1", "2", "3", "4")
+    assert list(bound(m).items()) == [("1", "a"), ("2", "b"), ("3", "a"), ("4", "b")]
+
+
+def test_a_required_label_binds_and_a_preferred_one_yields():
+    m = matcher(eu=EU)
+    submit(m, "must", site=Site("us"), require=True)
+    submit(m, "would", site=Site("us"))
+    assert bound(m) == {"would": "eu"}
+    decision = m.explain("must")
+    assert decision.pilot is None
+    assert decision.rows[0].reason == "required, but datacenter eu is not us"
+    m.add_pilot("us", US, 1)
+    m.add_worker("us", "us-0", 1)
+    assert bound(m) == {"must": "us"}
+
+
+def test_pools_and_direct_submission():
+    m = matcher(eu=EU, us=US)
+    m.pools["cds"] = {"us"}
+    submit(m, "pooled", **reads(m, "du", EU))
+    submit(m, "direct", pilot="eu")
+    assert bound(m) == {"pooled": "us", "direct": "eu"}
+
+
+def test_slots_go_to_those_whose_data_lies_there():
+    """The slots at eu are not given to units from us, though to wait for us would take longer."""
+    m = matcher(eu=EU, us=US)
+    submit(m, *(f"us{i}" for i in range(4)), **reads(m, "du-us", US, nbytes=MB))
+    submit(m, *(f"eu{i}" for i in range(4)), **reads(m, "du-eu", EU, nbytes=MB))
+    assert bound(m) == {"us0": "us", "us1": "us", "eu0": "eu", "eu1": "eu"}
+    m.release("eu0")
+    assert bound(m) == {"eu2": "eu"}
+
+
+def test_a_swamped_site_spills_over_where_that_ends_earlier():
+    m = matcher(eu=EU, us=US)
+    submit(m, *(f"u{i}" for i in range(10)), **reads(m, "du", EU, nbytes=50 * MB))  # 1 s to move, as long as to run
+    first = bound(m)
+    assert list(first.values()) == ["eu", "eu", "us", "us"]
+    m = matcher(eu=EU, us=US)
+    submit(m, "u0", "u1", "u2", **reads(m, "du", EU, nbytes=500 * MB))  # 10 s to move
+    assert list(bound(m).values()) == ["eu", "eu"]
+
+
+def test_no_pilot_is_waited_for_for_ever():
+    m = matcher(us=US)
+    m.add_pilot("eu", EU, 2)  # starts, and does not come
+    submit(m, "u", **reads(m, "du", EU, nbytes=MB))
+    matching = m.match(0.0)
+    assert matching.bindings == []
+    assert 5.0 < matching.recheck_s < 5.2  # prefer-wait, and the transfer
+    assert bound(m, now=5.0) == {}
+    assert bound(m, now=6.0) == {"u": "us"}
+
+
+def test_a_stream_of_narrow_units_does_not_starve_a_wide_one():
+    m = matcher(eu=EU)
+    submit(m, "n0", "n1")
+    bound(m)
+    submit(m, "wide", slots=2)
+    submit(m, *(f"n{i}" for i in range(2, 6)))
+    m.release("n0")
+    assert bound(m) == {}
+    m.release("n1")
+    assert bound(m) == {"wide": "eu"}
+    m.release("wide")
+    assert set(bound(m)) == {"n2", "n3"}
+
+
+def test_a_stream_of_tiny_units_does_not_starve_a_long_one():
+    m = matcher(eu=EU)
+    m.runtimes.observe("tiny", 0.001)
+    submit(m, *(f"t{i}" for i in range(200)), kind="tiny")
+    streaming = set(bound(m))
+    assert len(streaming) == 100  # 50 ms of work for each slot
+    submit(m, "long", kind="long", order=0.5)
+    for unit in sorted(streaming):
+        m.release(unit)
+        if "long" in (now := bound(m)):
+            break
+        assert now == {}
+    assert now["long"] == "eu"
+
+
+def test_what_is_withdrawn_or_gone_is_not_bound():
+    m = matcher(eu=EU, us=US)
+    submit(m, "a", "b")
+    m.withdraw("a")
+    m.withdraw("never-was")
+    m.remove_pilot("eu")
+    assert bound(m) == {"b": "us"}
+    m.remove_worker("us", "us-0")
+    m.remove_worker("us", "us-1")
+    submit(m, "c")
+    assert bound(m) == {}
+    assert m.idle_slots("us") == m.total_slots("us") == 0
+
+
+def test_a_canceled_unit_keeps_its_slots_until_it_has_ended():
+    m = matcher(eu=EU)
+    submit(m, "a", "b", "c")
+    bound(m)
+    m.keep("a", "a#1")
+    assert bound(m) == {}
+    m.release("a#1")
+    assert bound(m) == {"c": "eu"}
+
+
+def test_a_closed_worker_takes_nothing():
+    m = matcher(eu=EU)
+    m.open_worker("eu", "eu-0", False)
+    submit(m, "a", "b")
+    assert bound(m) == {"a": "eu"}
+    m.open_worker("eu", "eu-0", True)
+    assert bound(m) == {"b": "eu"}
+
+
+def test_run_times_are_learned():
+    m = matcher(eu=EU)
+    assert m.runtimes.expected_s("kind") == 1.0
+    m.runtimes.observe("kind", 3.0)
+    assert m.runtimes.expected_s("kind") == 3.0
+    m.runtimes.observe("kind", 1.0)
+    assert 1.0 < m.runtimes.expected_s("kind") < 3.0
+
+
+def test_a_decision_tells_every_pilot_and_why():
+    m = matcher(eu=EU, us=US)
+    m.pools["cds"] = {"eu", "us"}
+    m.add_pilot("lab", LAB, 1)
+    submit(m, "u", **reads(m, "du", US))
+    (binding,) = m.match(0.0).bindings
+    assert str(binding.decision).splitlines() == [
+        "u: to us: its data and labels fit best, by 1.940 s",
+        "  pilot  verdict   queue s  stage s  label s   cost s  bytes here/near/far",
+        "  us     chosen      0.000    0.100    0.000    0.100  100,000,000/0/0",
+        "  eu     possible    0.000    2.040    0.000    2.040  0/0/100,000,000",
+        "  lab    rejected  it belongs to no service of this compute data service",
+    ]
+    assert binding.worker.startswith("us-")
+
+
+def test_waiting_is_explained():
+    m = Matcher()
+    submit(m, "u")
+    assert m.explain("u").reason == "waits for a pilot: there is none"
+    m.add_pilot("eu", EU, 1)
+    assert m.explain("u").reason == "waits for a slot of eu"
+    submit(m, "wide", slots=3)
+    assert m.explain("wide").reason == "waits: no pilot can run it"
+    assert m.explain("wide").rows[0].reason == "3 slots are needed, it has 1"
+    assert m.explain("other") is None

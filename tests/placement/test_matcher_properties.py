@@ -1,0 +1,181 @@
+"""Whatever happens to a matcher, in whatever order: hypothesis looks for what should never be."""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from dpilot.placement import InputView, Matcher, Policy, Request, Site
+
+SITES = [Site("eu", "e"), Site("us", "u"), Site("eu"), Site()]
+KINDS = ["tiny", "long", "unknown"]
+TINY_S = 0.001
+
+
+class Matching(RuleBasedStateMachine):
+    """Two matchers that are told the same must do the same; what is bound is checked against a plain model."""
+
+    def __init__(self):
+        super().__init__()
+        self.matchers = [Matcher(Policy()), Matcher(Policy())]
+        self.now = 0.0
+        self.count = 0
+        self.pilots = {}  # name -> (site, {worker: slots}, {workers that are closed})
+        self.requests = {}  # waiting unit -> request
+        self.running = {}  # unit -> (request, pilot, worker)
+        self.pool = None
+        for m in self.matchers:
+            m.inputs["du-eu"] = InputView("du-eu", 10**8, 3, (SITES[0],))
+            m.inputs["du-all"] = InputView("du-all", 10**6, 1, tuple(SITES))
+            m.runtimes.observe("tiny", TINY_S)
+            m.runtimes.observe("long", 10.0)
+
+    def tell(self, method, *args, **kwargs):
+        for m in self.matchers:
+            getattr(m, method)(*args, **kwargs)
+
+    def fresh(self, prefix):
+        self.count += 1
+        return f"{prefix}{self.count}"
+
+    @rule(site=st.sampled_from(SITES), slots=st.integers(1, 4))
+    def a_pilot_starts(self, site, slots):
+        name = self.fresh("pilot")
+        self.tell("add_pilot", name, site, slots)
+        self.pilots[name] = (site, {}, set())
+        if self.pool is not None:
+            self.pool.add(name)
+
+    @precondition(lambda self: self.pilots)
+    @rule(data=st.data(), slots=st.integers(1, 4))
+    def a_worker_joins(self, data, slots):
+        pilot = data.draw(st.sampled_from(sorted(self.pilots)))
+        worker = self.fresh("worker")
+        self.tell("add_worker", pilot, worker, slots)
+        self.pilots[pilot][1][worker] = slots
+
+    def workers(self):
+        return sorted((pilot, worker) for pilot, (_, workers, _) in self.pilots.items() for worker in workers)
+
+    @precondition(lambda self: self.workers())
+    @rule(data=st.data())
+    def a_worker_dies(self, data):
+        pilot, worker = data.draw(st.sampled_from(self.workers()))
+        self.tell("remove_worker", pilot, worker)
+        del self.pilots[pilot][1][worker]
+        for unit, (request, _, where) in list(self.running.items()):
+            if where == worker:
+                del self.running[unit]
+                self.requests[unit] = request
+                self.tell("submit", unit, request, now=self.now, order=self.count)
+
+    @precondition(lambda self: self.workers())
+    @rule(data=st.data(), is_open=st.booleans())
+    def a_worker_opens_or_closes(self, data, is_open):
+        pilot, worker = data.draw(st.sampled_from(self.workers()))
+        self.tell("open_worker", pilot, worker, is_open)
+        closed = self.pilots[pilot][2]
+        (closed.discard if is_open else closed.add)(worker)
+
+    @rule(
+        data=st.data(),
+        kind=st.sampled_from(KINDS),
+        slots=st.integers(1, 5),
+        site=st.sampled_from(SITES),
+        require=st.booleans(),
+        inputs=st.sampled_from([(), ("du-eu",), ("du-eu", "du-all")]),
+        priority=st.sampled_from([0.0, 0.0, 1.0]),
+        n=st.integers(1, 5),
+    )
+    def units_come(self, data, kind, slots, site, require, inputs, priority, n):
+        pilot = data.draw(st.sampled_from([None, None, *sorted(self.pilots)]))
+        request = Request("cds", kind, slots, site, require, pilot, inputs)
+        for _ in range(n):
+            unit = self.fresh("unit")
+            self.requests[unit] = request
+            self.tell("submit", unit, request, now=self.now, priority=priority, order=self.count)
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def a_unit_is_canceled(self, data):
+        unit = data.draw(st.sampled_from(sorted(self.requests)))
+        self.tell("withdraw", unit)
+        del self.requests[unit]
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def a_unit_ends(self, data):
+        unit = data.draw(st.sampled_from(sorted(self.running)))
+        self.tell("release", unit)
+        del self.running[unit]
+
+    @rule(some=st.booleans())
+    def the_pool_changes(self, some):
+        self.pool = set(sorted(self.pilots)[::2]) if some else None
+        for m in self.matchers:
+            if self.pool is None:
+                m.pools.pop("cds", None)
+            else:
+                m.pools["cds"] = self.pool
+
+    @rule(seconds=st.sampled_from([0.0, 0.1, 100.0]))
+    def time_passes_and_what_fits_is_bound(self, seconds):
+        self.now += seconds
+        one, other = (m.match(self.now) for m in self.matchers)
+        assert one == other, "the same events gave two decisions"
+        for binding in one.bindings:
+            request = self.requests.pop(binding.unit)  # KeyError: lost, or bound twice
+            site, workers, closed = self.pilots[binding.pilot]
+            assert binding.worker in workers
+            assert binding.worker not in closed
+            assert request.pilot in (None, binding.pilot)
+            assert self.pool is None or binding.pilot in self.pool or request.pilot == binding.pilot
+            assert not request.require or request.site.missed_by(site) is None
+            self.running[binding.unit] = (request, binding.pilot, binding.worker)
+        if seconds == 100.0:  # longer than anybody waits for a better pilot
+            self.check_progress()
+
+    def check_progress(self):
+        """No narrow unit waits beside an idle slot that it may take, unless wider ones have a claim to that pilot."""
+        m = self.matchers[0]
+        wide = any(request.slots > 1 or request.kind == "long" for request in self.requests.values())
+        for unit, request in self.requests.items():
+            if request.slots == 1 and not wide:
+                for row in m.explain(unit).rows:
+                    assert row.verdict == "rejected" or m.idle_slots(row.pilot) == 0, (unit, row)
+
+    @invariant()
+    def no_pilot_is_over_committed(self):
+        for m in self.matchers:
+            for name, (_, workers, _) in self.pilots.items():
+                held = m._pilots[name].slots
+                assert held.total == sum(workers.values())
+                assert held.idle == sum(worker.idle for worker in held.workers.values())
+                for worker in held.workers.values():
+                    assert worker.busy >= 0
+                    long = sum(
+                        dict(held.reservations[unit].slots)[address]
+                        for address, other in held.workers.items()
+                        if other is worker
+                        for unit in worker.units
+                        if held.reservations[unit].expected_s >= held.in_flight_s or held.reservations[unit].several
+                    )
+                    assert long <= worker.slots, "more long or wide units than slots"
+
+    @invariant()
+    def nothing_is_lost(self):
+        for m in self.matchers:
+            assert len(m) == len(self.requests)
+            held = {unit for pilot in m._pilots.values() for unit in pilot.slots.reservations}
+            assert held == set(self.running)
+
+    def teardown(self):
+        for unit in list(self.running):
+            self.tell("release", unit)
+        for m in self.matchers:
+            for pilot in m._pilots.values():
+                assert all(worker.busy == 0 and not worker.units for worker in pilot.slots.workers.values())
+                assert pilot.slots.backlog_s < 1e-6
+
+
+TestMatching = Matching.TestCase
+TestMatching.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

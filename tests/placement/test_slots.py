@@ -1,0 +1,92 @@
+import pytest
+
+from dpilot.placement import PilotSlots
+
+
+def pool(*slots, in_flight_s=0.05):
+    pilot = PilotSlots(in_flight_s)
+    for number, count in enumerate(slots):
+        pilot.add_worker(f"w{number}", count)
+    return pilot
+
+
+def test_long_units_take_idle_slots_only():
+    pilot = pool(1, 1)
+    assert pilot.free(1.0) == 2
+    workers = {pilot.acquire(unit, 1, 1.0).worker for unit in "ab"}
+    assert workers == {"w0", "w1"}
+    assert (pilot.free(1.0), pilot.idle) == (0, 0)
+    assert pilot.acquire("c", 1, 1.0) is None
+    assert pilot.release("a")
+    assert not pilot.release("a")
+    assert pilot.free(1.0) == 1
+
+
+def test_tiny_units_are_queued_up_to_so_much_work():
+    pilot = pool(1, in_flight_s=0.05)
+    assert pilot.free(0.001) == 50
+    for number in range(50):
+        assert pilot.acquire(str(number), 1, 0.001)
+    assert pilot.acquire("more", 1, 0.001) is None
+    assert pilot.free(1.0) == 0
+    assert pilot.idle == 0
+    for number in range(50):
+        pilot.release(str(number))
+    assert (pilot.idle, pilot.backlog_s) == (1, pytest.approx(0.0))
+
+
+def test_tiny_units_are_spread_over_workers():
+    pilot = pool(1, 1)
+    for number in range(10):
+        pilot.acquire(str(number), 1, 0.001)
+    assert [worker.busy for worker in pilot.workers.values()] == [5, 5]
+
+
+def test_several_slots_on_as_few_workers_as_will_do():
+    pilot = pool(1, 4, 2)
+    assert pilot.acquire("wide", 5, 1.0).slots == (("w1", 4), ("w2", 1))
+    assert pilot.idle == 2
+    assert pilot.acquire("wider", 3, 1.0) is None
+    assert pilot.idle == 2
+
+
+def test_nothing_is_queued_behind_a_wide_unit():
+    pilot = pool(2)
+    pilot.acquire("wide", 2, 0.001)
+    assert pilot.free(0.001) == 0
+    pilot.release("wide")
+    assert pilot.free(0.001) > 2
+
+
+def test_a_lost_worker_frees_what_it_ran_and_shrinks_what_it_helped():
+    pilot = pool(2, 2)
+    wide = pilot.acquire("wide", 3, 1.0)
+    lead, helper = (address for address, _ in wide.slots)
+    assert pilot.remove_worker(helper) == []
+    assert pilot.reservations["wide"].slots == ((lead, 2),)
+    assert pilot.remove_worker(lead) == ["wide"]
+    assert (pilot.total, pilot.idle, pilot.reservations) == (0, 0, {})
+    assert pilot.backlog_s == pytest.approx(0.0)
+
+
+def test_a_closed_worker_takes_nothing_and_keeps_what_it_has():
+    pilot = pool(1, 1)
+    pilot.acquire("a", 1, 1.0)
+    pilot.open_worker("w0", False)
+    pilot.open_worker("w1", False)
+    assert (pilot.free(1.0), pilot.free(0.001), pilot.idle) == (0, 0, 0)
+    assert pilot.acquire("b", 1, 0.001) is None
+    pilot.release("a")
+    assert pilot.idle == 0
+    pilot.open_worker("w0", True)
+    assert pilot.idle == 1
+
+
+def test_a_renamed_reservation_stays_taken():
+    pilot = pool(1)
+    pilot.acquire("a", 1, 1.0)
+    pilot.rename("a", "a#1")
+    assert not pilot.release("a")
+    assert pilot.idle == 0
+    assert pilot.release("a#1")
+    assert pilot.idle == 1
