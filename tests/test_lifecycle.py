@@ -149,11 +149,9 @@ def test_a_pilot_whose_agent_is_killed_has_failed(pcs: PilotComputeService, tmp_
 
 def test_a_pilot_whose_workers_cannot_join_has_failed(pcs: PilotComputeService, tmp_path: Path) -> None:
     pilot = create(pcs, tmp_path, environment={"PYTHONHOME": "/nowhere"})
-    unit = pilot.submit_compute_unit({"executable": "/bin/true"})
     assert pilot.wait(LONG_S) == "Failed"
     assert f"{pilot.id} ended with status 1" in str(pilot.exception())
     assert "No module named 'encodings'" in str(pilot.exception())  # the end of the log
-    assert unit.wait(LONG_S) == "Failed"
 
 
 # -- cancel of one unit
@@ -302,9 +300,9 @@ def test_cancel_of_tiny_units_that_are_queued_at_a_worker(
     for i in range(5):
         cds.submit(units.named, log, f"before {i}", name=name)
     cds.wait(LONG_S)  # they are known to be tiny now
-    submitted = [cds.submit(units.named, log, str(i), 0.001, name=name) for i in range(100)]
+    submitted = [cds.submit(units.named, log, str(i), 0.01, name=name) for i in range(100)]
     canceled = submitted[1::2]
-    for unit in canceled:
+    for unit in reversed(canceled):
         unit.cancel()
     cds.wait(LONG_S)
     assert {str(unit.state) for unit in submitted[::2]} == {"Done"}
