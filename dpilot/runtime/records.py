@@ -156,6 +156,7 @@ class UnitRecord(Record):
         "request",
         "result",
         "runnable",
+        "staged_s",
         "worker",
     )
 
@@ -175,6 +176,7 @@ class UnitRecord(Record):
         self.recompute = False  # whether Dask may run it again when its result was lost
         self.decision: Decision | None = None
         self.nbytes = (0, 0, 0)  # of input, by the distance they were read from
+        self.staged_s = 0.0  # how long that took
         self.result: bytes | None = None
 
     def snapshot(self) -> dict[str, Any]:

@@ -1,0 +1,369 @@
+"""What clients and workers may ask of the scheduler plugin: one method for each call."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+import time
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from dpilot._version import version
+from dpilot.data import Manifest, Store
+from dpilot.errors import (
+    DataError,
+    InputError,
+    PilotError,
+    PilotLaunchError,
+    StateError,
+    StoreFullError,
+    UnitCanceledError,
+)
+from dpilot.placement import (
+    Decision,
+    Distance,
+    Site,
+    choose_stores,
+    nearest_store,
+)
+from dpilot.runtime import adapter
+from dpilot.runtime.coordinator import Coordinator, store_view
+from dpilot.runtime.records import DataRecord, PilotRecord, ServiceRecord, StoreRecord, UnitRecord
+from dpilot.states import State
+
+__all__ = ["Calls"]
+
+logger = logging.getLogger(__name__)
+
+
+class Calls(Coordinator):
+    """The calls: :meth:`answer` carries out ``call_<name>`` with the arguments that came with it."""
+
+    async def answer(self, call: str, arguments: bytes) -> bytes:
+        """Carry out a call of a client or worker; the reply is (True, value) or (False, error), pickled."""
+        try:
+            value = getattr(self, f"call_{call}")(**pickle.loads(arguments))
+            if asyncio.iscoroutine(value):
+                value = await value
+            return pickle.dumps((True, value))
+        except PilotError as error:
+            return pickle.dumps((False, error))
+        except Exception as error:
+            logger.exception("the call %s failed", call)
+            return pickle.dumps((False, PilotError(f"the scheduler failed at {call}: {error!r}; see its log")))
+
+    def call_hello(self) -> str:
+        """The version of dpilot here."""
+        return version
+
+    def call_snapshot(self, id: str, client: str) -> dict[str, Any]:
+        """All about an object, which the client follows from now on."""
+        record = self.records.find(id)
+        record.watchers.add(client)
+        return record.snapshot()
+
+    def call_add_service(self, id: str, client: str) -> None:
+        """A service begins."""
+        record = ServiceRecord(id, time.time(), {client})
+        self.records.services[id] = record
+        self._advance(record, State.Running)
+        self._pools()
+
+    def call_set_member(self, service: str, member: str, present: bool) -> None:
+        """Add a service to, or remove it from, a compute data service."""
+        members = self._service(service).members
+        if present:
+            self._service(member)
+            members[member] = None
+        else:
+            members.pop(member, None)
+        self._pools()
+
+    def call_members(self, id: str) -> dict[str, list[str]]:
+        """Ids of all that belongs to a service, a pilot or a store, by kind."""
+        owners = {id, *getattr(self.records.find(id), "members", ())}
+        units = self.records.units.values()
+        return {
+            "pilots": [r.id for r in self.records.pilots.values() if r.owner in owners],
+            "stores": [r.id for r in self.records.stores.values() if r.owner in owners],
+            "data": [r.id for r in self.records.data.values() if r.owner in owners or id in r.replicas or id in r.busy],
+            "units": [r.id for r in units if r.owner == id or r.request.pilot == id],
+        }
+
+    def call_end_service(self, id: str) -> None:
+        """A service is canceled: with a compute data service, its units that have not ended are, too."""
+        service = self._service(id)
+        units = [r for r in self.records.units.values() if r.owner == id]
+        self.call_cancel_units([r.id for r in units])
+        adapter.unpin(self.scheduler, [r.key for r in units])
+        self._advance(service, State.Canceled)
+
+    def call_add_pilot(self, id: str, owner: str, client: str, details: dict[str, Any]) -> None:
+        """A pilot is about to be started."""
+        record = PilotRecord(id, owner, time.time(), {client}, details)
+        self.records.pilots[id] = record
+        self.matcher.add_pilot(id, record.site, record.slots)
+        self._advance(record, State.Pending)
+        self._pools()
+
+    def call_pilot_directory(self, pilot: str) -> str:
+        """The directory in which the sandboxes of a pilot's units are."""
+        return str(self._pilot(pilot).details["working_directory"])
+
+    def call_pilot_ended(self, id: str, code: int, log: str) -> None:
+        """The process that held a pilot has ended."""
+        pilot = self._pilot(id)
+        if code == 0:
+            self._end_pilot(pilot, State.Done, None)
+        else:
+            tail = f"; the end of its log:\n{log}" if log else ""
+            self._end_pilot(
+                pilot, State.Failed, PilotLaunchError(f"{id} ended with status {code}{tail}", log=log, exit_code=code)
+            )
+
+    async def call_cancel_pilot(self, id: str) -> None:
+        """End a pilot: its units go elsewhere, and so do results that only its workers hold."""
+        pilot = self._pilot(id)
+        if not pilot.life.state.is_final:
+            await self._close_pilot(pilot, State.Canceled)
+
+    def call_free_slots(self, id: str) -> int:
+        """How many slots of a pilot no unit holds."""
+        self._pilot(id)
+        return self.matcher.idle_slots(id)
+
+    # -- stores and data units
+
+    def call_add_store(self, id: str, owner: str, client: str, store: Store, used_nbytes: int) -> None:
+        """A store, which the client has opened."""
+        record = StoreRecord(id, owner, time.time(), {client}, store)
+        record.used_nbytes = used_nbytes
+        self.records.stores[id] = record
+        self._advance(record, State.Running)
+        for worker in self._pilot_at:
+            self._let_reach(worker, record)
+
+    def call_end_store(self, id: str) -> None:
+        """A store is used no more; what is in it stays there."""
+        store = self._store(id)
+        self._advance(store, State.Canceled)
+        for du in list(store.units):
+            data = self.records.data.get(du)
+            if data is not None:
+                self._drop_replica(data, id)
+
+    def call_add_data(
+        self, id: str, owner: str, client: str, description: dict[str, Any], nbytes: int, stores: Collection[str] | None
+    ) -> list[str]:
+        """A new data unit. Returns the stores on which it is to be put, with room set aside on each.
+
+        `stores`: on these; None: on those that its owner's stores and its labels suggest.
+        """
+        wanted = Site(description["datacenter"], description["machine"])
+        if stores is None:
+            views = [store_view(store) for store in self._stores_of(owner)]
+            stores = choose_stores(views, wanted, nbytes, description["replicas"])
+        reserved: list[StoreRecord] = []
+        try:
+            for pd in stores:
+                self._store(pd).reserve(id, nbytes)
+                reserved.append(self._store(pd))
+        except StoreFullError:
+            for store in reserved:
+                store.reserved.pop(id, None)
+            raise
+        record = DataRecord(id, owner, time.time(), {client}, description)
+        record.busy = dict.fromkeys(stores)
+        self.records.data[id] = record
+        self._view(record)
+        self._advance(record, State.Pending)
+        return list(stores)
+
+    def call_begin_replica(self, id: str, pd: str) -> tuple[Manifest, list[Store], Store] | None:
+        """A client is about to copy a data unit to a store: what, from where, and to where.
+
+        None: there is nothing to do, for it is there, or on its way there.
+        """
+        data, store = self._data(id), self._store(pd)
+        if pd in data.replicas or pd in data.busy:
+            return None
+        if data.manifest is None or not data.replicas:
+            raise DataError(f"{id} has no replica yet to copy to {pd}; wait() for it first")
+        store.reserve(id, data.manifest.nbytes)
+        data.busy[pd] = None
+        self._tell_replicas(data)
+        sources = [self._store(source) for source in data.replicas]
+        sources.sort(key=lambda source: (source.site.distance(store.site), source.id))
+        return data.manifest, [source.store for source in sources], store.store
+
+    def call_staging(self, id: str) -> None:
+        """The files of a data unit begin to move."""
+        data = self._data(id)
+        if data.life.state is State.Pending:
+            self._advance(data, State.Staging)
+
+    def call_add_replica(self, id: str, pd: str, manifest: Manifest) -> None:
+        """A replica is complete."""
+        data = self._data(id)
+        self._store(pd).reserved.pop(id, None)
+        data.busy.pop(pd, None)
+        if data.life.state.is_final:
+            self._tell_replicas(data)
+            raise StateError(f"{id} is {data.life.state}; its new replica on {pd} is not used")
+        self._add_replica(data, pd, manifest)
+        self._check_ready(data)
+
+    def call_replica_failed(self, id: str, pd: str, error: PilotError) -> None:
+        """A replica could not be made; the data unit has failed if it has no other one, and none is on its way."""
+        data = self._data(id)
+        self._store(pd).reserved.pop(id, None)
+        data.busy.pop(pd, None)
+        self._tell_replicas(data, error=pickle.dumps(error))
+        if not data.replicas and not data.busy:
+            self._lose(data, error)
+
+    def call_changed(self, id: str, manifest: Manifest) -> None:
+        """Files were added to, or removed from, every replica of a data unit."""
+        data = self._data(id)
+        for pd in data.replicas:
+            store = self._store(pd)
+            store.used_nbytes += manifest.nbytes - (data.manifest.nbytes if data.manifest else 0)
+        data.manifest = manifest
+        data.cached.clear()
+        self._view(data)
+        self._check_ready(data)
+
+    def call_reserve(self, id: str, nbytes: int) -> list[tuple[str, Store]]:
+        """Set room aside on every store of a data unit, for files to be added; returns the stores."""
+        stores = [self._store(pd) for pd in self._data(id).replicas]
+        try:
+            for store in stores:
+                store.reserve(id, nbytes)
+        except StoreFullError:
+            self.call_unreserve(id)
+            raise
+        return [(store.id, store.store) for store in stores]
+
+    def call_unreserve(self, id: str) -> None:
+        """The files of a data unit have been added, or will not be: what was set aside for them is free."""
+        for pd in self._data(id).replicas:
+            self._store(pd).reserved.pop(id, None)
+
+    def call_seal(self, id: str) -> None:
+        """A data unit is complete as it is, even if empty."""
+        data = self._data(id)
+        data.sealed = True
+        self._check_ready(data)
+
+    def call_replicas(self, id: str) -> list[tuple[str, Store]]:
+        """The stores that have a replica of a data unit."""
+        return [(pd, self._store(pd).store) for pd in self._data(id).replicas]
+
+    def call_remove_replica(self, id: str, pd: str) -> None:
+        """A replica is gone; with the last one, the data unit is."""
+        data = self._data(id)
+        self._drop_replica(data, pd)
+        if not data.replicas and not data.life.state.is_final:
+            data.error = DataError(f"data unit {id} was removed from its last store" if pd else f"{id} was canceled")
+            self._advance(data, State.Canceled)
+            self._lose(data, data.error)
+
+    # -- compute units
+
+    def call_inputs(self, unit: str, pilot: str) -> dict[str, tuple[Manifest, list[tuple[str, Store, int, bool]]]]:
+        """For each input: its manifest, and its replicas, nearest first: id, store, distance, whether to link."""
+        record, site = self._unit(unit), self._pilot(pilot).site
+        answer = {}
+        for du in record.request.inputs:
+            data = self._data(du)
+            if data.manifest is None or not data.replicas:
+                raise InputError(f"data unit {du} has lost its replicas since {unit} was placed")
+            stores = [self._store(pd) for pd in data.replicas]
+            stores.sort(key=lambda store: (store.site.distance(site), store.id))
+            rows = [(s.id, s.store, int(s.site.distance(site)), _may_link(s.site, site)) for s in stores]
+            answer[du] = (data.manifest, rows)
+        return answer
+
+    async def call_outputs(self, unit: str, pilot: str) -> dict[str, tuple[str, Store, int | None]]:
+        """Where each output of a unit goes: the store that has the data unit, else the nearest one.
+
+        The data units are the unit's to write until it ends: of several writers, the others wait here.
+        """
+        record, site = self._unit(unit), self._pilot(pilot).site
+        answer: dict[str, tuple[str, Store, int | None]] = {}
+        attempt = record.attempt
+        for du in sorted(record.outputs):
+            await self._writing[du].acquire()
+            if record.worker is None or record.attempt != attempt:  # it was taken back while it waited here
+                self._writing[du].release()
+                raise UnitCanceledError(f"{unit} writes no more: this attempt was stopped")
+            self._writer[du] = unit
+        for du in record.outputs:
+            data = self._data(du)
+            stores = self._stores_of(data.owner)
+            pd = next(iter(data.replicas), None) or nearest_store(map(store_view, stores), site)
+            if pd is None:
+                raise DataError(
+                    f"data unit {du} can be put nowhere: {data.owner} has no store with room; add a PilotData"
+                )
+            store = self._store(pd)
+            answer[du] = (pd, store.store, store_view(store).free_nbytes)
+        return answer
+
+    def call_collected(self, unit: str, du: str, pd: str, manifest: Manifest) -> None:
+        """A unit has put its files into a data unit. It is not readable before all its writers have ended."""
+        data = self._data(du)
+        for stale in [other for other in data.replicas if other != pd]:
+            self._drop_replica(data, stale)
+        self._add_replica(data, pd, manifest)
+
+    def call_hold(self, id: str, client: str) -> None:
+        """A client wants to keep, and know of, the result of a unit."""
+        record = self._unit(id)
+        if not adapter.hold(self.scheduler, record.key, client):
+            raise StateError(f"the result of {id} ({record.life.state}) is gone: it was let go with its service")
+
+    def call_cancel_units(self, ids: Collection[str]) -> None:
+        """Cancel units that have not ended."""
+        self._cancel_units(ids)
+
+    def call_explain(self, id: str) -> Decision:
+        """Why a unit is where it is, or what it waits for."""
+        record = self._unit(id)
+        if record.decision is not None and (record.worker is not None or record.life.state.is_final):
+            return record.decision
+        return self.matcher.explain(id) or Decision(id, None, self._why(record))
+
+    def _why(self, record: UnitRecord) -> str:
+        if record.life.state.is_final:
+            return f"is {record.life.state}"
+        if record.missing:
+            return "waits for its input: " + "; ".join(self._why_not_ready(du) for du in sorted(record.missing))
+        if not record.runnable:
+            return "waits for the results of the units that it takes as arguments"
+        return f"is {record.life.state}"
+
+    def _why_not_ready(self, du: str) -> str:
+        data = self.records.data[du]
+        if data.writers:
+            return f"{du} is written by {', '.join(sorted(data.writers)[:3])}"
+        if data.replicas:
+            return f"{du} is empty and nothing writes to it (seal() it if it is meant to be empty)"
+        return f"{du} is {data.life.state} and has no replica yet"
+
+    def call_why_waiting(self, ids: Iterable[str]) -> dict[str, str]:
+        """For each unit that waits: why."""
+        answer = {}
+        for id in ids:
+            record = self.records.find(id)
+            if isinstance(record, UnitRecord) and record.worker is None and not record.life.state.is_final:
+                answer[id] = self.call_explain(id).reason
+        return answer
+
+
+def _may_link(store: Site, pilot: Site) -> bool:
+    """Whether files may be linked where the path can be seen: not if the labels say that the two are apart."""
+    if store.distance(pilot) is Distance.OTHER_DATACENTER:
+        return False
+    return not (store.machine and pilot.machine and store.machine != pilot.machine)

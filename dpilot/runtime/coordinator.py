@@ -1,0 +1,473 @@
+"""What the scheduler plugin knows and decides: records, the lives of units and data units, and what is bound.
+
+No method here is called by Dask or by a client: the plugin (``scheduler.py``) and the calls (``calls.py``) do that.
+Each changes records or the matcher; the matcher is asked once, at the end of the loop's turn, what to bind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+import time
+from collections import defaultdict
+from collections.abc import Collection, Coroutine
+from typing import Any, TypeVar
+
+from dask.typing import Key
+from distributed import Scheduler
+from distributed.scheduler import TaskState
+
+from dpilot import config
+from dpilot.data import Manifest
+from dpilot.errors import (
+    DataError,
+    InputError,
+    PilotError,
+    StagingError,
+    StateError,
+    UnitError,
+    UnknownObjectError,
+)
+from dpilot.placement import (
+    Distance,
+    InputView,
+    Links,
+    Matcher,
+    Policy,
+    StoreView,
+)
+from dpilot.runtime import adapter
+from dpilot.runtime.records import DataRecord, PilotRecord, Record, Records, ServiceRecord, StoreRecord, UnitRecord
+from dpilot.runtime.work import Program, UnitTask
+from dpilot.states import State
+
+__all__ = ["Coordinator", "store_view"]
+
+logger = logging.getLogger(__name__)
+R = TypeVar("R", bound=Record)
+
+#: How long a unit may have been at its worker before clients are told that it runs: most tiny units
+#: have ended by then, and one message tells both.
+_TELL_AFTER_S = 0.02
+
+
+class Coordinator:
+    """The state of dpilot on one scheduler, and the steps that change it."""
+
+    def _begin(self, scheduler: Scheduler) -> None:
+        """Start with nothing; called in the scheduler's event loop."""
+        self.scheduler = scheduler
+        self.records = Records()
+        self.matcher = _matcher()
+        self._unit_of: dict[Key, UnitRecord] = {}
+        self._pilot_at: dict[str, str] = {}
+        self._events: defaultdict[str, list[Any]] = defaultdict(list)
+        self._begun: list[tuple[UnitRecord, int, float]] = []
+        self._writing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._writer: dict[str, str] = {}
+        self._match_is_due = False
+        self._recheck: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._background: set[asyncio.Task[Any]] = set()
+
+    # ---------------------------------------------------------------- events to clients
+
+    def _advance(self, record: Record, state: State, at: float | None = None, **extra: Any) -> bool:
+        """Change a record's state and tell those who follow it."""
+        at = time.time() if at is None else at
+        if not record.life.advance(state, max(at, record.life.history[-1].timestamp)):
+            return False
+        self._tell(record, state, extra)
+        return True
+
+    def _tell(self, record: Record, state: State | None, extra: dict[str, Any]) -> None:
+        at = record.life.history[-1].timestamp
+        for client in record.watchers:
+            if not self._events:
+                self._loop.call_soon(self._send_events)
+            self._events[client].append((record.id, state and str(state), at, extra))
+
+    def _send_events(self) -> None:
+        events, self._events = self._events, defaultdict(list)
+        for client, messages in events.items():
+            adapter.send_event(self.scheduler, client, messages)
+
+    # ---------------------------------------------------------------- compute units
+
+    def _admit(self, task: TaskState, unit: UnitTask, client: str) -> None:
+        record = UnitRecord(unit.id, str(task.key), unit.request.pool, unit.submitted, {client}, unit.request)
+        record.priority = unit.priority
+        record.order = unit.submitted
+        record.directory = unit.directory or unit.id
+        record.outputs = tuple(du for du, _ in unit.outputs)
+        record.recompute = not isinstance(unit.work, Program)
+        self.records.units[unit.id] = record
+        self._unit_of[task.key] = record
+        self._advance(record, State.Pending, unit.submitted)
+        if unit.request.pilot is not None:
+            pilot = self._pilot(unit.request.pilot)
+            pilot.units[unit.id] = None
+            if pilot.life.state.is_final:
+                raise StateError(f"{unit.id} was submitted to {pilot.id}, which is {pilot.life.state}")
+        for du in record.outputs:  # first: whatever happens to this unit, they and their readers are told
+            data = self._data(du)
+            if data.life.state.is_final:
+                raise StagingError(f"{unit.id} writes to {du}, which is {data.life.state}; write to a new data unit")
+            data.writers.add(unit.id)
+        for du in unit.request.inputs:
+            data = self._data(du)
+            if data.life.state.is_final:
+                raise _unreadable(unit.id, data.error or DataError(f"data unit {du} is {data.life.state}"))
+            if not data.is_ready:
+                record.missing.add(du)
+                data.waiting.add(unit.id)
+
+    def _parked(self, record: UnitRecord) -> None:
+        task = self.scheduler.tasks[record.key]
+        adapter.park(task)
+        record.runnable = True
+        if record.life.state.is_final:
+            # Its result was lost with its worker. A small one is in the record, and a program must not run twice.
+            if record.life.state is State.Done and record.recompute and record.result is None:
+                self._enqueue(record)
+        elif not record.missing:
+            self._enqueue(record)
+
+    def _enqueue(self, record: UnitRecord) -> None:
+        self.matcher.submit(record.id, record.request, now=time.time(), priority=record.priority, order=record.order)
+        self._match_soon()
+
+    def _taken_back(self, record: UnitRecord) -> None:
+        """A bound task left its worker before it ended: canceled, failed with a retry left, or its worker died."""
+        adapter.park(self.scheduler.tasks[record.key])
+        self._stop(record)
+        self._stop_writing(record)
+        if not record.life.state.is_final and record.life.state is not State.Pending:
+            self._advance(record, State.Pending)
+        self._match_soon()
+
+    def _stop(self, record: UnitRecord) -> None:
+        """Have a unit's worker stop it, if it is there."""
+        worker, record.worker = record.worker, None
+        if worker is not None and worker in self.scheduler.workers:
+            # What it started may still run: its slots are free when the worker says so.
+            reservation = f"{record.id}#{record.attempt}"
+            self.matcher.keep(record.id, reservation)
+            adapter.order(self.scheduler, worker, {"what": "stop", "key": record.key, "reservation": reservation})
+        else:
+            self.matcher.release(record.id)
+
+    def _succeeded(self, record: UnitRecord, message: dict[str, Any]) -> None:
+        computed = [s for s in message.get("startstops") or () if s["action"] == "compute"]
+        self.matcher.release(record.id)
+        record.worker = None
+        self._stop_writing(record)
+        self._match_soon()
+        if record.life.state.is_final:  # recomputed
+            return
+        begun, ended = (computed[0]["start"], computed[-1]["stop"]) if computed else (None, None)
+        if record.life.state is State.Pending:
+            self._advance(record, State.Running, begun)
+        if begun is not None and ended is not None:
+            # Without the staging: that is a matter of the place, not of the kind of work.
+            self.matcher.runtimes.observe(record.request.kind, max(0.0, ended - begun - record.staged_s))
+        record.result = (message.get("metadata") or {}).get(adapter.HANDLER)
+        self._advance(record, State.Done, ended, result=record.result, pilot=record.pilot)
+        for du in record.outputs:
+            self._written(self.records.data[du], record)
+
+    def _fail(self, record: UnitRecord, error: BaseException) -> None:
+        """Have a unit fail, for a reason that lies outside of its work."""
+        if not record.life.state.is_final:
+            record.error = error
+            adapter.fail(self.scheduler, record.key, error)
+
+    def _ended(self, record: UnitRecord, state: State) -> None:
+        """A unit failed, or is canceled: everything that it held or promised is undone."""
+        self.matcher.withdraw(record.id)
+        self.matcher.release(record.id)
+        bound, record.worker = record.worker, None
+        self._stop_writing(record)
+        for du in record.missing:
+            if du in self.records.data:
+                self.records.data[du].waiting.discard(record.id)
+        self._match_soon()
+        if record.life.state.is_final:
+            return
+        if state is State.Failed and record.life.state is State.Pending and bound:
+            self._advance(record, State.Running)
+        self._advance(record, state, pilot=record.pilot)
+        for du in record.outputs:
+            data = self.records.data.get(du)
+            if data is not None and record.id in data.writers:
+                data.writers.discard(record.id)
+                self._lose(data, self._unwritten(du, record))
+
+    def _cancel_units(self, ids: Collection[str]) -> None:
+        """Cancel units that have not ended."""
+        records = [r for r in map(self.records.units.get, ids) if r is not None and not r.life.state.is_final]
+        for record in records:
+            self._stop(record)
+            self._ended(record, State.Canceled)
+        adapter.cancel(self.scheduler, [r.key for r in records])
+
+    def _overdue(self, record: UnitRecord, error: bytes) -> None:
+        """A function runs longer than it may. It cannot be interrupted: its slots are free when it returns."""
+        if adapter.retry(self.scheduler, record.key):
+            adapter.unbind(self.scheduler, [record.key])
+        else:
+            self._stop(record)
+            self._fail(record, pickle.loads(error))
+
+    # ---------------------------------------------------------------- binding
+
+    def _match_soon(self) -> None:
+        """Ask the matcher at the end of this turn of the loop, once."""
+        if not self._match_is_due:
+            self._match_is_due = True
+            self._loop.call_soon(self._match)
+
+    def _match(self) -> None:
+        self._match_is_due = False
+        if self._recheck is not None:
+            self._recheck.cancel()
+            self._recheck = None
+        if not len(self.matcher):
+            return
+        now = time.time()
+        matching = self.matcher.match(now)
+        bound: dict[str, str] = {}
+        for binding in matching.bindings:
+            record = self.records.units[binding.unit]
+            record.pilot, record.worker, record.decision = binding.pilot, binding.worker, binding.decision
+            record.attempt += 1
+            if not self._begun:
+                self._loop.call_later(_TELL_AFTER_S, self._tell_begun)
+            self._begun.append((record, record.attempt, now))
+            bound[record.key] = binding.worker
+        if bound:
+            adapter.bind(self.scheduler, bound)
+        if matching.recheck_s is not None:
+            self._recheck = self._loop.call_later(matching.recheck_s, self._match_soon)
+
+    def _tell_begun(self) -> None:
+        begun, self._begun = self._begun, []
+        for record, attempt, at in begun:
+            if record.worker is not None and record.attempt == attempt and record.life.state is State.Pending:
+                self._advance(record, State.Staging if record.request.inputs else State.Running, at, pilot=record.pilot)
+
+    def _learn(self, record: UnitRecord, details: dict[str, Any]) -> None:
+        """Take in what a unit's staging showed: how fast links are, and what its machine has in its cache now."""
+        pilot = self.records.pilots.get(record.pilot or "")
+        if pilot is None:
+            return
+        for du, pd, nbytes, seconds in details["transfers"]:
+            store, data = self.records.stores.get(pd), self.records.data.get(du)
+            if store is not None:
+                self.matcher.policy.links.observe(store.site, pilot.site, nbytes, seconds)
+            if data is not None and pilot.site.machine is not None:
+                data.cached.add(pilot.site)
+                self._view(data)
+        for du in details["evicted"]:
+            if du in self.records.data:
+                self.records.data[du].cached.discard(pilot.site)
+                self._view(self.records.data[du])
+
+    # ---------------------------------------------------------------- data units
+
+    def _view(self, data: DataRecord) -> None:
+        """Let the matcher see a data unit as it is now."""
+        manifest = data.manifest
+        self.matcher.inputs[data.id] = InputView(
+            data.id,
+            manifest.nbytes if manifest else 0,
+            len(manifest.files) if manifest else 0,
+            (*(self.records.stores[pd].site for pd in data.replicas), *data.cached),
+        )
+
+    def _add_replica(self, data: DataRecord, pd: str, manifest: Manifest) -> None:
+        store = self._store(pd)
+        before = data.manifest.nbytes if data.manifest is not None and pd in data.replicas else 0
+        store.used_nbytes += manifest.nbytes - before
+        store.units[data.id] = None
+        if data.manifest != manifest:
+            data.cached.clear()
+        data.manifest = manifest
+        data.replicas[pd] = None
+        self._view(data)
+
+    def _drop_replica(self, data: DataRecord, pd: str) -> None:
+        if pd in data.replicas:
+            del data.replicas[pd]
+            store = self._store(pd)
+            store.units.pop(data.id, None)
+            store.used_nbytes -= data.manifest.nbytes if data.manifest is not None else 0
+            self._view(data)
+            self._tell_replicas(data)
+
+    def _tell_replicas(self, data: DataRecord, **extra: Any) -> None:
+        self._tell(data, None, {"replicas": list(data.replicas), "coming": list(data.busy), **extra})
+
+    def _written(self, data: DataRecord, writer: UnitRecord) -> None:
+        data.writers.discard(writer.id)
+        self._check_ready(data)
+
+    def _check_ready(self, data: DataRecord) -> None:
+        """If a data unit can be read now, let those go on that wait for it."""
+        if data.life.state.is_final or not data.replicas:
+            return
+        self._advance(data, State.Running)
+        self._tell_replicas(data)
+        if not data.is_ready:
+            return
+        waiting, data.waiting = data.waiting, set()
+        for unit in waiting:
+            record = self.records.units[unit]
+            record.missing.discard(data.id)
+            if not record.missing and record.runnable and not record.life.state.is_final:
+                self._enqueue(record)
+        self._match_soon()
+
+    def _lose(self, data: DataRecord, error: PilotError) -> None:
+        """A data unit will never be complete: whoever waits for it fails with the reason."""
+        if not data.life.state.is_final:
+            data.error = error
+            self._advance(data, State.Failed, error=pickle.dumps(error))
+        waiting, data.waiting = data.waiting, set()
+        for unit in waiting:
+            self._loop.call_soon(self._fail, self.records.units[unit], _unreadable(unit, error))
+
+    def _unwritten(self, du: str, writer: UnitRecord) -> InputError:
+        """What is wrong with a data unit whose writer has failed or was canceled; `root` is where that began."""
+        if writer.life.state is State.Canceled:
+            root = f"{writer.id} was canceled"
+        elif isinstance(writer.error, InputError):
+            root = writer.error.root
+        else:
+            root = f"{writer.id} failed: {writer.error or adapter.error_text(self.scheduler, writer.key)}"
+        return InputError(f"data unit {du} will not be complete: {root}", root=root)
+
+    def _stop_writing(self, record: UnitRecord) -> None:
+        for du in record.outputs:
+            if self._writer.get(du) == record.id:
+                del self._writer[du]
+                self._writing[du].release()
+
+    # ---------------------------------------------------------------- pilots
+
+    def _let_reach(self, worker: str, store: StoreRecord) -> None:
+        """Have a worker connect to a store before a unit waits for it."""
+        if not store.life.state.is_final and adapter.is_running(self.scheduler, worker):
+            adapter.order(self.scheduler, worker, {"what": "reach", "store": pickle.dumps(store.store)})
+
+    def _out_of_time(self, pilot: PilotRecord) -> None:
+        if not pilot.life.state.is_final:
+            self._in_background(self._close_pilot(pilot, State.Done))
+
+    def _in_background(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = self._loop.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def _end_pilot(self, pilot: PilotRecord, state: State, error: BaseException | None) -> None:
+        if pilot.life.state.is_final:
+            return
+        pilot.error = error
+        bound = [r for r in self._unit_of.values() if r.pilot == pilot.id and r.worker is not None]
+        for record in bound:
+            self.matcher.release(record.id)
+        self.matcher.remove_pilot(pilot.id)
+        self._advance(pilot, state, error=pickle.dumps(error) if error is not None else None)
+        if state is State.Failed:
+            for unit in pilot.units:
+                failure = UnitError(f"{unit} was submitted to {pilot.id}, which failed: {error}")
+                self._fail(self.records.units[unit], failure)
+        else:
+            self._cancel_units(pilot.units)
+        adapter.unbind(self.scheduler, [record.key for record in bound if not record.life.state.is_final])
+        self._pools()
+        self._match_soon()
+
+    async def _close_pilot(self, pilot: PilotRecord, state: State) -> None:
+        workers = list(pilot.workers)
+        self._end_pilot(pilot, state, None)
+        if len(self.scheduler.workers) > len(workers) > 0:
+            try:
+                await asyncio.wait_for(self.scheduler.retire_workers(workers, close_workers=True, remove=True), 20)
+            except Exception:
+                logger.warning("results on the workers of %s could not be moved elsewhere", pilot.id, exc_info=True)
+        for worker in workers:
+            await self.scheduler.remove_worker(worker, stimulus_id=f"dpilot-cancel-{time.time()}", expected=True)
+        self._tell(pilot, None, {"closed": True})
+
+    def _pools(self) -> None:
+        """Let the matcher know which pilots each compute data service may use."""
+        for service in self.records.services.values():
+            if service.id.startswith("cds-"):
+                self.matcher.pools[service.id] = {
+                    pilot.id
+                    for pilot in self.records.pilots.values()
+                    if pilot.owner in service.members and not pilot.life.state.is_final
+                }
+        self._match_soon()
+
+    # ---------------------------------------------------------------- records
+
+    def _pilot(self, id: str) -> PilotRecord:
+        return _expect(self.records.find(id), PilotRecord)
+
+    def _store(self, id: str) -> StoreRecord:
+        return _expect(self.records.find(id), StoreRecord)
+
+    def _data(self, id: str) -> DataRecord:
+        return _expect(self.records.find(id), DataRecord)
+
+    def _unit(self, id: str) -> UnitRecord:
+        return _expect(self.records.find(id), UnitRecord)
+
+    def _service(self, id: str) -> ServiceRecord:
+        return _expect(self.records.find(id), ServiceRecord)
+
+    def _stores_of(self, owner: str) -> list[StoreRecord]:
+        """The stores that a compute data service (or the store or data service itself) may use."""
+        record = self.records.find(owner)
+        if isinstance(record, StoreRecord):
+            return [record]
+        service = _expect(record, ServiceRecord)
+        owners = {owner, *service.members}
+        return [s for s in self.records.stores.values() if s.owner in owners and not s.life.state.is_final]
+
+
+def _matcher() -> Matcher:
+    names = {
+        Distance.SAME_MACHINE: "same-machine",
+        Distance.SAME_DATACENTER: "same-datacenter",
+        Distance.OTHER_DATACENTER: "other-datacenter",
+    }
+    links = Links(
+        bandwidth_bytes_per_s={d: float(config.nbytes(f"placement.bandwidth.{name}")) for d, name in names.items()},
+        latency_s={d: config.seconds(f"placement.latency.{name}") for d, name in names.items()},
+    )
+    return Matcher(
+        Policy(links, prefer_wait_s=config.seconds("placement.prefer-wait")),
+        in_flight_s=config.seconds("placement.in-flight"),
+        unknown_runtime_s=config.seconds("placement.unknown-runtime"),
+    )
+
+
+def _unreadable(unit: str, error: BaseException) -> InputError:
+    return InputError(f"{unit} cannot run: {error}", root=error.root if isinstance(error, InputError) else str(error))
+
+
+def store_view(store: StoreRecord) -> StoreView:
+    """What the placement sees of a store."""
+    limit = store.store.nbytes_limit
+    free = None if limit is None else max(0, limit - store.used_nbytes - sum(store.reserved.values()))
+    return StoreView(store.id, store.site, free)
+
+
+def _expect(record: Record, kind: type[R]) -> R:
+    if not isinstance(record, kind):
+        raise UnknownObjectError(f"{record.id} is another kind of object than was asked for")
+    return record
