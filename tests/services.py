@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NoReturn
 
 import fsspec
 import pytest
 
 from dpilot.demo.seaweed import s3_server
 from dpilot.errors import PilotError
+
+
+def missing(what: str) -> NoReturn:
+    """Skip a test on a developer's machine; in CI, where a skipped test would go unseen, fail it."""
+    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(what)
+    raise AssertionError("both have raised")
+
+
+def require(*programs: str) -> None:
+    """Have a test run only where these programs are on the PATH."""
+    for program in programs:
+        if shutil.which(program) is None:
+            missing(f"{program} is not installed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +56,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     try:
         options = server.__enter__()
     except PilotError as error:
-        # On a developer's machine it may be missing; in CI a skipped test would go unseen.
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(error))
+        missing(str(error))
     try:
         yield S3(**options)
     finally:
