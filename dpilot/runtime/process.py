@@ -80,7 +80,8 @@ class RunningProgram:
 
     def _create(self, name: str) -> BinaryIO:
         path = self.directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent != self.directory:
+            path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("wb")
 
     def _find(self, executable: str, search: str | None) -> str:
@@ -118,19 +119,28 @@ class RunningProgram:
         ExecutableError
             If it ended with a status other than 0, or ran out of time.
         """
-        try:
-            code = self._popen.wait(walltime_s)
-        except subprocess.TimeoutExpired:
-            self.stop(0.0)
+        overdue = threading.Event()
+        if walltime_s is not None:  # Popen.wait(timeout) would poll
+
+            def end() -> None:
+                overdue.set()
+                self.stop(0.0)
+
+            timer = threading.Timer(walltime_s, end)
+            timer.daemon = True
+            timer.start()
+        code = self._popen.wait()
+        if walltime_s is not None:
+            timer.cancel()
+        if self._killer is not None:
             self._wait_for_group()
+        if overdue.is_set():
             raise ExecutableError(
                 f"{self.program.executable!r} was ended after its walltime of {walltime_s:g} s; "
                 "ask for more walltime, or give it less to do",
                 exit_code=None,
                 stderr=self._tail(stderr_lines),
-            ) from None
-        if self._killer is not None:
-            self._wait_for_group()
+            )
         if code != 0:
             tail = self._tail(stderr_lines)
             how = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
