@@ -110,6 +110,10 @@ class Links:
         """Bandwidth between sites of which no transfer was seen: no better than between nearer ones."""
         return min(self.bandwidth_bytes_per_s[nearer] for nearer in Distance if nearer <= distance)
 
+    def rank(self, source: Site, target: Site) -> tuple[Distance, float]:
+        """Sorts sources by how well they serve a target: the nearer first, of equally near ones the faster."""
+        return source.distance(target), self.transfer_s(source, target, 1_000_000, 1)
+
     def transfer_s(self, source: Site, target: Site, nbytes: int, n_files: int) -> float:
         """Expected seconds to move `nbytes` in `n_files` files from `source` to `target`."""
         distance = source.distance(target)

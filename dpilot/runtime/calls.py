@@ -13,7 +13,6 @@ from dpilot._version import version
 from dpilot.data import Manifest, Store
 from dpilot.errors import (
     DataError,
-    InputError,
     PilotError,
     PilotLaunchError,
     StateError,
@@ -22,13 +21,12 @@ from dpilot.errors import (
 )
 from dpilot.placement import (
     Decision,
-    Distance,
     Site,
     choose_stores,
     nearest_store,
 )
 from dpilot.runtime import adapter
-from dpilot.runtime.coordinator import Coordinator, store_view
+from dpilot.runtime.coordinator import Coordinator, Inputs, store_view
 from dpilot.runtime.records import DataRecord, PilotRecord, ServiceRecord, StoreRecord, UnitRecord
 from dpilot.states import State
 
@@ -271,19 +269,9 @@ class Calls(Coordinator):
 
     # -- compute units
 
-    def call_inputs(self, unit: str, pilot: str) -> dict[str, tuple[Manifest, list[tuple[str, Store, int, bool]]]]:
-        """For each input: its manifest, and its replicas, nearest first: id, store, distance, whether to link."""
-        record, site = self._unit(unit), self._pilot(pilot).site
-        answer = {}
-        for du in record.request.inputs:
-            data = self._data(du)
-            if data.manifest is None or not data.replicas:
-                raise InputError(f"data unit {du} has lost its replicas since {unit} was placed")
-            stores = [self._store(pd) for pd in data.replicas]
-            stores.sort(key=lambda store: (store.site.distance(site), store.id))
-            rows = [(s.id, s.store, int(s.site.distance(site)), _may_link(s.site, site)) for s in stores]
-            answer[du] = (data.manifest, rows)
-        return answer
+    def call_inputs(self, unit: str, pilot: str) -> Inputs:
+        """For each input of a unit: its manifest, and where to bring it from; see :data:`Inputs`."""
+        return self._inputs(self._unit(unit), self._pilot(pilot))
 
     async def call_outputs(self, unit: str, pilot: str) -> dict[str, tuple[str, Store, int | None]]:
         """Where each output of a unit goes: the store that has the data unit, else the nearest one.
@@ -360,10 +348,3 @@ class Calls(Coordinator):
             if isinstance(record, UnitRecord) and record.worker is None and not record.life.state.is_final:
                 answer[id] = self.call_explain(id).reason
         return answer
-
-
-def _may_link(store: Site, pilot: Site) -> bool:
-    """Whether files may be linked where the path can be seen: not if the labels say that the two are apart."""
-    if store.distance(pilot) is Distance.OTHER_DATACENTER:
-        return False
-    return not (store.machine and pilot.machine and store.machine != pilot.machine)

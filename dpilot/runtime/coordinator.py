@@ -19,7 +19,7 @@ from distributed import Scheduler
 from distributed.scheduler import TaskState
 
 from dpilot import config
-from dpilot.data import Manifest
+from dpilot.data import Manifest, Store
 from dpilot.errors import (
     DataError,
     InputError,
@@ -35,6 +35,7 @@ from dpilot.placement import (
     Links,
     Matcher,
     Policy,
+    Site,
     StoreView,
 )
 from dpilot.runtime import adapter
@@ -42,10 +43,13 @@ from dpilot.runtime.records import DataRecord, PilotRecord, Record, Records, Ser
 from dpilot.runtime.work import Program, UnitTask
 from dpilot.states import State
 
-__all__ = ["Coordinator", "store_view"]
+__all__ = ["Coordinator", "Inputs", "store_view"]
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Record)
+
+#: Data unit -> its manifest, and its replicas, nearest first: store's id, store, distance, whether it may be linked.
+Inputs = dict[str, tuple[Manifest, list[tuple[str, Store, int, bool]]]]
 
 #: How long a unit may have been at its worker before clients are told that it runs: most tiny units
 #: have ended by then, and one message tells both.
@@ -246,10 +250,32 @@ class Coordinator:
                 self._loop.call_later(_TELL_AFTER_S, self._tell_begun)
             self._begun.append((record, record.attempt, now))
             bound[record.key] = binding.worker
+            self._announce(record, binding.pilot, binding.worker)
         if bound:
             adapter.bind(self.scheduler, bound)
         if matching.recheck_s is not None:
             self._recheck = self._loop.call_later(matching.recheck_s, self._match_soon)
+
+    def _announce(self, record: UnitRecord, pilot: str, worker: str) -> None:
+        """Tell a worker where a unit's inputs are, ahead of the unit: so that it need not ask."""
+        if record.request.inputs:
+            try:
+                inputs = pickle.dumps(self._inputs(record, self._pilot(pilot)))
+            except PilotError:
+                return  # it will ask, and be told this
+            adapter.order(self.scheduler, worker, {"what": "expect", "unit": record.id, "inputs": inputs})
+
+    def _inputs(self, record: UnitRecord, pilot: PilotRecord) -> Inputs:
+        answer = {}
+        for du in record.request.inputs:
+            data = self._data(du)
+            if data.manifest is None or not data.replicas:
+                raise InputError(f"data unit {du} has lost its replicas since {record.id} was placed")
+            stores = [self._store(pd) for pd in data.replicas]
+            stores.sort(key=lambda store: (self.matcher.policy.links.rank(store.site, pilot.site), store.id))
+            rows = [(s.id, s.store, int(s.site.distance(pilot.site)), _may_link(s.site, pilot.site)) for s in stores]
+            answer[du] = (data.manifest, rows)
+        return answer
 
     def _tell_begun(self) -> None:
         begun, self._begun = self._begun, []
@@ -471,3 +497,10 @@ def _expect(record: Record, kind: type[R]) -> R:
     if not isinstance(record, kind):
         raise UnknownObjectError(f"{record.id} is another kind of object than was asked for")
     return record
+
+
+def _may_link(store: Site, pilot: Site) -> bool:
+    """Whether files may be linked where the path can be seen: not if the labels say that the two are apart."""
+    if store.distance(pilot) is Distance.OTHER_DATACENTER:
+        return False
+    return not (store.machine and pilot.machine and store.machine != pilot.machine)

@@ -143,12 +143,15 @@ class UnitPlugin(WorkerPlugin):
         self._functions: dict[bytes, Any] = {}
         self._directory: str | None = None
         self._lock = threading.Lock()
+        self._expected: dict[str, bytes] = {}  # where the inputs are of units that are on their way here
         adapter.take_orders(worker, self.take_order)
 
     def take_order(self, what: str, **details: Any) -> None:
         """The scheduler wants something of this worker (called in the event loop)."""
         if what == "stop":
             self.stop(**details)
+        elif what == "expect":
+            self._expected[details["unit"]] = details["inputs"]
         elif what == "reach":
             store: Store = pickle.loads(details["store"])
             # In a thread that will run units: file systems of fsspec belong to one thread each.
@@ -156,6 +159,7 @@ class UnitPlugin(WorkerPlugin):
 
     def stop(self, key: str, reservation: str) -> None:
         """The scheduler took a task back: end it, and say when its slots are free."""
+        self._expected.pop(reservation.partition("#")[0], None)
         with self._lock:
             run = self.runs.get(key)
             if run is not None:
@@ -197,6 +201,13 @@ class UnitPlugin(WorkerPlugin):
         if self._directory is None:
             self._directory = str(self.ask("pilot_directory", pilot=self.pilot))
         return self._directory
+
+    def inputs(self, task: UnitTask) -> dict[str, tuple[Manifest, list[tuple[str, Store, int, bool]]]]:
+        """Where a unit's inputs are: as the scheduler said when it sent the unit."""
+        expected = self._expected.pop(task.id, None)
+        if expected is None:
+            return dict(self.ask("inputs", unit=task.id, pilot=self.pilot))
+        return dict(pickle.loads(expected))
 
     def ask(self, call: str, **arguments: Any) -> Any:
         """Ask the scheduler's plugin."""
@@ -348,8 +359,8 @@ def _stage_in(run: _Run, resolve: dict[Reference, Any]) -> tuple[str, ...]:
     began = time.time()
     for source, target in task.transfers:
         fetch(source, directory / target, on_bytes=run.check)
-    tickets = plugin.ask("inputs", unit=task.id, pilot=plugin.pilot) if task.request.inputs else {}
-    for du, (manifest, replicas) in tickets.items():
+    inputs = plugin.inputs(task) if task.request.inputs else {}
+    for du, (manifest, replicas) in inputs.items():
         run.check()
         own = du not in task.staged
         place = directory / ".inputs" / du if own else directory
@@ -357,7 +368,7 @@ def _stage_in(run: _Run, resolve: dict[Reference, Any]) -> tuple[str, ...]:
         resolve[Reference("data", du)] = StagedData(du, place, manifest.names)
         if not own:
             names += manifest.names
-    if tickets:
+    if inputs:
         plugin.tell(task.id, "staged", seconds=time.time() - began, at=time.time(), **vars(staged))
     return tuple(names)
 
