@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dpilot.placement.estimates import RunTimes
@@ -50,8 +50,8 @@ class _Pilot:
     last_bound: float = 0.0
 
     def room(self, slots: int, expected_s: float) -> int:
-        """Units of one slot that it would take now; for wider units, its idle slots."""
-        return self.slots.free(expected_s) if slots == 1 else self.slots.idle
+        """Its idle slots; or 1 if it has none, and would queue a unit of one slot."""
+        return self.slots.idle or int(slots == 1 and self.slots.has_room(expected_s))
 
 
 class _Waiting(NamedTuple):
@@ -264,7 +264,7 @@ class Matcher:
         return None
 
     def _any_room(self, reserved: Collection[str]) -> bool:
-        return any(name not in reserved and pilot.slots.free(0.0) > 0 for name, pilot in self._pilots.items())
+        return any(name not in reserved and pilot.slots.has_room(0.0) for name, pilot in self._pilots.items())
 
     def _expected_s(self, request: Request) -> float:
         return self.runtimes.expected_s(request.kind)
@@ -294,7 +294,7 @@ class Matcher:
             return Decision(unit, None, "waits: no pilot can run it", tuple(rows))
         home = _home(rows)
         assert home is not None
-        told = tuple(replace(row, verdict="best") if row is home else row for row in rows)
+        told = tuple(row._replace(verdict="best") if row is home else row for row in rows)
         return Decision(unit, None, f"waits for a slot of {home.pilot}", told)
 
 
@@ -324,5 +324,5 @@ def _told(chosen: Row, rows: list[Row]) -> tuple[str, tuple[Row, ...]]:
         why = "as good as others, and the least loaded"
     else:
         why = "as good as others, and first by name"
-    marked = tuple(replace(row, verdict="chosen") if row is chosen else row for row in rows)
+    marked = tuple(row._replace(verdict="chosen") if row is chosen else row for row in rows)
     return f"to {chosen.pilot}: {why}", marked

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from dpilot.placement.topology import Links
 from dpilot.placement.views import InputView, PilotView, Request
@@ -22,8 +23,7 @@ from dpilot.placement.views import InputView, PilotView, Request
 __all__ = ["Decision", "Policy", "Row"]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One pilot's line in a decision.
 
     Parameters

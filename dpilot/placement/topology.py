@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import accumulate
 
 __all__ = ["Distance", "Links", "Site"]
 
@@ -92,6 +93,7 @@ class Links:
         self.bandwidth_bytes_per_s = dict(bandwidth_bytes_per_s or _BANDWIDTH_BYTES_PER_S)
         self.latency_s = dict(latency_s or _LATENCY_S)
         self._pairs: dict[tuple[Site, Site], float] = {}
+        self._assumed = self._assume()
 
     def observe(self, source: Site, target: Site, nbytes: int, seconds: float) -> None:
         """A transfer of `nbytes` from one site to another took `seconds`.
@@ -103,12 +105,13 @@ class Links:
         distance = source.distance(target)
         seen = nbytes / seconds
         pair = source, target
-        self._pairs[pair] = _mean(self._pairs.get(pair, self._assumed(distance)), seen)
+        self._pairs[pair] = _mean(self._pairs.get(pair, self._assumed[distance]), seen)
         self.bandwidth_bytes_per_s[distance] = _mean(self.bandwidth_bytes_per_s[distance], seen)
+        self._assumed = self._assume()
 
-    def _assumed(self, distance: Distance) -> float:
-        """Bandwidth between sites of which no transfer was seen: no better than between nearer ones."""
-        return min(self.bandwidth_bytes_per_s[nearer] for nearer in Distance if nearer <= distance)
+    def _assume(self) -> tuple[float, ...]:
+        """Bandwidth by distance, of pairs of which no transfer was seen: no better than between nearer ones."""
+        return tuple(accumulate((self.bandwidth_bytes_per_s[distance] for distance in Distance), min))
 
     def rank(self, source: Site, target: Site) -> tuple[Distance, float]:
         """Sorts sources by how well they serve a target: the nearer first, of equally near ones the faster."""
@@ -117,7 +120,7 @@ class Links:
     def transfer_s(self, source: Site, target: Site, nbytes: int, n_files: int) -> float:
         """Expected seconds to move `nbytes` in `n_files` files from `source` to `target`."""
         distance = source.distance(target)
-        bandwidth = self._pairs.get((source, target)) or self._assumed(distance)
+        bandwidth = self._pairs.get((source, target)) or self._assumed[distance]
         return self.latency_s[distance] * n_files + nbytes / bandwidth
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dpilot.placement.topology import Distance, Links, Site
 
 __all__ = ["InputView", "PilotView", "Request"]
 
 
-@dataclass(frozen=True, slots=True)
-class PilotView:
+class PilotView(NamedTuple):
     """One pilot at one moment, as far as one kind of work is concerned.
 
     Parameters
@@ -20,8 +20,8 @@ class PilotView:
     slots : int
         Slots that it offers in all.
     free : int
-        Units of one slot that it would take at once. It exceeds the idle slots when the work is so
-        short that some of it is kept queued at the workers.
+        Its idle slots; or 1 if it has none, but would take a unit of one slot all the same: one so short
+        that some of its kind are kept queued at the workers.
     backlog_s : float
         Slot-seconds of work that it has taken or that is already meant for it.
     """

@@ -62,11 +62,25 @@ class Matching(RuleBasedStateMachine):
         pilot, worker = data.draw(st.sampled_from(self.workers()))
         self.tell("remove_worker", pilot, worker)
         del self.pilots[pilot][1][worker]
+        self.pilots[pilot][2].discard(worker)
+        self.run_again(worker)
+
+    def run_again(self, *workers):
+        """Units whose workers are gone wait anew; what canceled ones left behind has ended with the workers."""
         for unit, (request, _, where) in list(self.running.items()):
-            if where == worker:
+            if where in workers:
                 del self.running[unit]
-                self.requests[unit] = request
-                self.tell("submit", unit, request, now=self.now, order=self.count)
+                if request is not None:
+                    self.requests[unit] = request
+                    self.tell("submit", unit, request, now=self.now, order=self.count)
+
+    @precondition(lambda self: self.pilots)
+    @rule(data=st.data())
+    def a_pilot_ends(self, data):
+        pilot = data.draw(st.sampled_from(sorted(self.pilots)))
+        self.tell("remove_pilot", pilot)
+        _, workers, _ = self.pilots.pop(pilot)
+        self.run_again(*workers)
 
     @precondition(lambda self: self.workers())
     @rule(data=st.data(), is_open=st.booleans())
@@ -108,6 +122,28 @@ class Matching(RuleBasedStateMachine):
         self.tell("release", unit)
         del self.running[unit]
 
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), retried=st.booleans())
+    def a_unit_is_stopped_and_its_slots_stay_taken_for_a_while(self, data, retried):
+        unit = data.draw(st.sampled_from(sorted(self.running)))
+        request, pilot, worker = self.running.pop(unit)
+        kept = self.fresh(f"{unit}#")
+        self.tell("keep", unit, kept)
+        self.running[kept] = (None, pilot, worker)
+        if retried and request is not None:
+            self.requests[unit] = request
+            self.tell("submit", unit, request, now=self.now, order=self.count)
+
+    @rule(nbytes=st.sampled_from([10**5, 10**9]), site=st.sampled_from(SITES))
+    def a_replica_is_made(self, nbytes, site):
+        for m in self.matchers:
+            m.inputs["du-eu"] = InputView("du-eu", nbytes, 1, (SITES[0], site))
+
+    @rule(kind=st.sampled_from(KINDS), seconds=st.sampled_from([0.0, TINY_S, 0.04, 3.0]))
+    def a_run_time_is_learned(self, kind, seconds):
+        for m in self.matchers:
+            m.runtimes.observe(kind, seconds)
+
     @rule(some=st.booleans())
     def the_pool_changes(self, some):
         self.pool = set(sorted(self.pilots)[::2]) if some else None
@@ -130,6 +166,8 @@ class Matching(RuleBasedStateMachine):
             assert request.pilot in (None, binding.pilot)
             assert self.pool is None or binding.pilot in self.pool or request.pilot == binding.pilot
             assert not request.require or request.site.missed_by(site) is None
+            assert binding.decision.pilot == binding.pilot
+            assert [row.pilot for row in binding.decision.rows if row.verdict == "chosen"] == [binding.pilot]
             self.running[binding.unit] = (request, binding.pilot, binding.worker)
         if seconds == 100.0:  # longer than anybody waits for a better pilot
             self.check_progress()
@@ -150,16 +188,16 @@ class Matching(RuleBasedStateMachine):
                 held = m._pilots[name].slots
                 assert held.total == sum(workers.values())
                 assert held.idle == sum(worker.idle for worker in held.workers.values())
-                for worker in held.workers.values():
-                    assert worker.busy >= 0
-                    long = sum(
-                        dict(held.reservations[unit].slots)[address]
-                        for address, other in held.workers.items()
-                        if other is worker
-                        for unit in worker.units
-                        if held.reservations[unit].expected_s >= held.in_flight_s or held.reservations[unit].several
-                    )
-                    assert long <= worker.slots, "more long or wide units than slots"
+                for address, worker in held.workers.items():
+                    there = [held.reservations[unit] for unit in worker.units]
+                    taken = [dict(reservation.slots)[address] for reservation in there]
+                    assert worker.busy == sum(taken)
+                    long = [
+                        n for n, r in zip(taken, there, strict=True) if r.several or r.expected_s >= held.in_flight_s
+                    ]
+                    assert sum(long) <= worker.slots, "more long or wide units than slots"
+                    if worker.busy > worker.slots:  # short ones are queued, for so long and no longer
+                        assert worker.backlog_s <= held.in_flight_s * worker.slots + 1e-6
 
     @invariant()
     def nothing_is_lost(self):
@@ -169,8 +207,20 @@ class Matching(RuleBasedStateMachine):
             assert held == set(self.running)
 
     def teardown(self):
-        for unit in list(self.running):
-            self.tell("release", unit)
+        """Everything ends, and no unit that some pilot could run by now is left waiting."""
+        while True:
+            self.time_passes_and_what_fits_is_bound(1000.0)
+            if not self.running:
+                break
+            for unit in self.running:
+                self.tell("release", unit)
+            self.running.clear()
+        for unit, request in self.requests.items():
+            for row in self.matchers[0].explain(unit).rows:
+                if row.verdict != "rejected":
+                    _, workers, closed = self.pilots[row.pilot]
+                    there = sum(slots for worker, slots in workers.items() if worker not in closed)
+                    assert there < request.slots, f"{unit} waits for ever, though {row.pilot} is idle"
         for m in self.matchers:
             for pilot in m._pilots.values():
                 assert all(worker.busy == 0 and not worker.units for worker in pilot.slots.workers.values())

@@ -42,6 +42,31 @@ def test_tiny_units_are_spread_over_workers():
     assert [worker.busy for worker in pilot.workers.values()] == [5, 5]
 
 
+def test_the_least_loaded_worker_is_taken_then_the_first_to_join():
+    pilot = pool(1, 2, 1)
+    assert [pilot.acquire(unit, 1, 0.02).worker for unit in "abcd"] == ["w0", "w1", "w2", "w1"]
+    pilot.release("c")
+    assert pilot.acquire("e", 1, 0.02).worker == "w2"
+    assert pilot.acquire("f", 1, 0.02).worker == "w0"  # all slots are busy: it is queued
+
+
+def test_a_worker_with_more_slots_queues_what_a_less_loaded_one_has_no_room_for():
+    pilot = pool(1, 4)
+    assert pilot.acquire("a", 1, 0.025).worker == "w0"
+    for unit in "bcdef":
+        assert pilot.acquire(unit, 1, 0.025).worker == "w1"  # half of its 200 ms, and more
+    assert pilot.acquire("g", 1, 0.03).worker == "w1"
+    assert pilot.has_room(0.02)
+
+
+def test_what_is_remembered_of_loads_does_not_grow():
+    pilot = pool(1, 1, 1)
+    for number in range(1000):
+        pilot.acquire(str(number), 1, 0.001)
+        pilot.release(str(number))
+    assert len(pilot._by_load) < 10
+
+
 def test_several_slots_on_as_few_workers_as_will_do():
     pilot = pool(1, 4, 2)
     assert pilot.acquire("wide", 5, 1.0).slots == (("w1", 4), ("w2", 1))
