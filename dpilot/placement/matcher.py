@@ -226,8 +226,10 @@ class Matcher:
                 if following is not None:
                     heapq.heappush(heads, (following.order, following.unit, request))
             else:
-                # Slots that come free there are kept for it: a stream of narrow or tiny units would starve it.
-                reserved.add(home.pilot)
+                if request.slots <= self._pilots[home.pilot].slots.open:
+                    # Slots that come free there are kept for it: a stream of narrow or tiny units would starve it.
+                    # Not while workers are missing, or paused: then it is not the others that it waits for.
+                    reserved.add(home.pilot)
                 queued_s[home.pilot] += self._lines[request].length * request.slots * self._expected_s(request)
                 left.append(request)
         recheck_s = [

@@ -73,6 +73,7 @@ class PilotSlots:
         self.workers: dict[str, _Worker] = {}
         self.reservations: dict[str, Reservation] = {}
         self.total = 0
+        self.open = 0  # of them, those of workers that take units
         self.backlog_s = 0.0
         self._idle = 0
         self._joined = 0
@@ -88,6 +89,7 @@ class PilotSlots:
         self._joined += 1
         worker = self.workers[address] = _Worker(address, self._joined, slots)
         self.total += slots
+        self.open += slots
         self._idle += slots
         self._stand(worker)
 
@@ -95,6 +97,7 @@ class PilotSlots:
         """Let a worker take units, or let it not (it starts, pauses or retires); what it holds it keeps."""
         worker = self.workers[address]
         self._idle -= worker.idle
+        self.open += worker.slots * (is_open - worker.is_open)
         worker.is_open = is_open
         self._idle += worker.idle
         self._stand(worker)
@@ -117,6 +120,7 @@ class PilotSlots:
                 self._shrink(unit, reservation, address)
         del self.workers[address]
         self.total -= worker.slots
+        self.open -= worker.slots * worker.is_open
         self._idle -= worker.idle
         worker.changes += 1  # it stands nowhere any more
         return units

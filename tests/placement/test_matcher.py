@@ -134,6 +134,18 @@ def test_a_stream_of_narrow_units_does_not_starve_a_wide_one():
     assert set(bound(m)) == {"n2", "n3"}
 
 
+def test_a_wide_unit_keeps_nobody_waiting_while_workers_are_missing():
+    m = matcher(eu=EU)
+    m.open_worker("eu", "eu-1", False)
+    submit(m, "wide", slots=2)
+    submit(m, "n0", "n1")
+    assert bound(m) == {"n0": "eu"}
+    m.open_worker("eu", "eu-1", True)
+    assert bound(m) == {}  # the slot is kept for the wide one now
+    m.release("n0")
+    assert bound(m) == {"wide": "eu"}
+
+
 def test_a_stream_of_tiny_units_does_not_starve_a_long_one():
     m = matcher(eu=EU)
     m.runtimes.observe("tiny", 0.001)

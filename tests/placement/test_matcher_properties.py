@@ -187,6 +187,7 @@ class Matching(RuleBasedStateMachine):
             for name, (_, workers, _) in self.pilots.items():
                 held = m._pilots[name].slots
                 assert held.total == sum(workers.values())
+                assert held.open == sum(slots for worker, slots in workers.items() if held.workers[worker].is_open)
                 assert held.idle == sum(worker.idle for worker in held.workers.values())
                 for address, worker in held.workers.items():
                     there = [held.reservations[unit] for unit in worker.units]

@@ -52,10 +52,10 @@ def test_the_least_loaded_worker_is_taken_then_the_first_to_join():
 
 def test_a_worker_with_more_slots_queues_what_a_less_loaded_one_has_no_room_for():
     pilot = pool(1, 4)
-    assert pilot.acquire("a", 1, 0.025).worker == "w0"
-    for unit in "bcdef":
-        assert pilot.acquire(unit, 1, 0.025).worker == "w1"  # half of its 200 ms, and more
-    assert pilot.acquire("g", 1, 0.03).worker == "w1"
+    assert [pilot.acquire(unit, 1, 0.03).worker for unit in "abcde"] == ["w0", "w1", "w1", "w1", "w1"]
+    assert [pilot.acquire(unit, 1, 0.03).worker for unit in "fg"] == ["w1", "w1"]  # 20 ms are left at w0, 80 at w1
+    assert not pilot.has_room(0.03)
+    assert pilot.acquire("h", 1, 0.03) is None
     assert pilot.has_room(0.02)
 
 
