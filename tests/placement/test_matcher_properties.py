@@ -37,18 +37,22 @@ class Matching(RuleBasedStateMachine):
         self.count += 1
         return f"{prefix}{self.count}"
 
-    @rule(site=st.sampled_from(SITES), slots=st.integers(1, 4))
-    def a_pilot_starts(self, site, slots):
+    @rule(site=st.sampled_from(SITES), declared=st.integers(1, 4), there=st.lists(st.integers(1, 3), max_size=3))
+    def a_pilot_starts(self, site, declared, there):
         name = self.fresh("pilot")
-        self.tell("add_pilot", name, site, slots)
+        self.tell("add_pilot", name, site, declared)
         self.pilots[name] = (site, {}, set())
+        for slots in there:
+            self.join(name, slots)
         if self.pool is not None:
             self.pool.add(name)
 
     @precondition(lambda self: self.pilots)
     @rule(data=st.data(), slots=st.integers(1, 4))
     def a_worker_joins(self, data, slots):
-        pilot = data.draw(st.sampled_from(sorted(self.pilots)))
+        self.join(data.draw(st.sampled_from(sorted(self.pilots))), slots)
+
+    def join(self, pilot, slots):
         worker = self.fresh("worker")
         self.tell("add_worker", pilot, worker, slots)
         self.pilots[pilot][1][worker] = slots
@@ -74,7 +78,7 @@ class Matching(RuleBasedStateMachine):
                     self.requests[unit] = request
                     self.tell("submit", unit, request, now=self.now, order=self.count)
 
-    @precondition(lambda self: self.pilots)
+    @precondition(lambda self: len(self.pilots) > 2)
     @rule(data=st.data())
     def a_pilot_ends(self, data):
         pilot = data.draw(st.sampled_from(sorted(self.pilots)))
@@ -229,4 +233,4 @@ class Matching(RuleBasedStateMachine):
 
 
 TestMatching = Matching.TestCase
-TestMatching.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestMatching.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)

@@ -59,6 +59,21 @@ def test_a_worker_with_more_slots_queues_what_a_less_loaded_one_has_no_room_for(
     assert pilot.has_room(0.02)
 
 
+def test_a_worker_that_is_gone_is_not_taken():
+    pilot = pool(1, 1)
+    pilot.remove_worker("w0")
+    assert pilot.remove_worker("w0") == []
+    assert pilot.acquire("a", 1, 1.0).worker == "w1"
+    assert not pilot.has_room(0.0)
+
+
+def test_long_units_are_not_queued_however_many_slots_there_are():
+    pilot = pool(8)
+    for number in range(8):
+        assert pilot.acquire(str(number), 1, 0.001)
+    assert (pilot.free(0.06), pilot.has_room(0.06), pilot.acquire("long", 1, 0.06)) == (0, False, None)
+
+
 def test_what_is_remembered_of_loads_does_not_grow():
     pilot = pool(1, 1, 1)
     for number in range(1000):
