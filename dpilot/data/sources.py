@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from dpilot.data.location import LocalLocation, Location, locate
+from dpilot.data.local import LocalLocation
+from dpilot.data.locate import locate
+from dpilot.data.location import Location
 from dpilot.data.names import check_names, expand, has_magic, is_within
 from dpilot.errors import DataError, DescriptionError
 
@@ -185,5 +187,5 @@ def _remote(location: Location, contents: bool) -> Iterator[tuple[str, Source]]:
         raise _missing(location, "no file is there")
     root = location.url.removesuffix(path)
     for file, row in files.items():
-        place = Location(location.protocol, root + file, file, location.options)
+        place = replace(location, url=root + file, path=file)
         yield file.removeprefix(f"{base}/"), Source(place, row.get("size"))

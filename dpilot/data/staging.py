@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from dpilot.data.location import LocalLocation
+from dpilot.data.local import LocalLocation
 from dpilot.data.manifest import Manifest
 from dpilot.data.names import collect
 from dpilot.data.sources import local_source

@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
-from dpilot.data.location import Location, locate
+from dpilot.data.locate import locate
+from dpilot.data.location import Location
 from dpilot.data.manifest import Manifest, check_unit
 from dpilot.data.names import MANIFEST, MARKER, check_name
 from dpilot.errors import ChecksumError, DataError, DescriptionError, ManifestError, StoreError, StoreFullError

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpilot.data.checksum import Hasher
-from dpilot.data.location import LocalLocation, Location, locate
+from dpilot.data.local import LocalLocation
+from dpilot.data.locate import locate
+from dpilot.data.location import Location
 from dpilot.data.manifest import FileEntry, Manifest
 from dpilot.data.names import check_names, is_within
 from dpilot.data.sources import Source, expand_sources

@@ -9,7 +9,8 @@ import fsspec
 import pytest
 
 from dpilot.data import Store
-from dpilot.data.location import locate, redacted
+from dpilot.data.locate import locate
+from dpilot.data.location import redacted
 from dpilot.errors import DescriptionError, StoreError
 
 
