@@ -66,6 +66,13 @@ def _secrets(options: Any) -> Iterator[str]:
 class Location:
     """A file or directory that fsspec reaches.
 
+    Stores, transfers and staging know a place by these methods only, so a subclass that has them is a place like any
+    other: ``read_bytes``, ``write_bytes``, ``read``, ``write``, ``open`` for files, ``prepare``, ``exists``,
+    ``subdirectories``, ``sizes``, ``remove``, ``prune``, ``remove_tree`` for what is there, each as documented here.
+    A subclass that overrides all of them needs no ``fs``. Places pickle, and several threads may use one.
+    Whatever goes wrong in a method is raised as a :class:`~dpilot.errors.StoreError` made by :meth:`error`; that a
+    file is not there is an error for ``read`` and ``open`` only.
+
     Parameters
     ----------
     protocol : str

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import uuid
@@ -80,6 +81,18 @@ class Store:
     def __repr__(self) -> str:
         labels = [f"{key}={value!r}" for key in ("datacenter", "machine") if (value := getattr(self, key)) is not None]
         return f"Store({', '.join([repr(self.url), *labels])})"
+
+    def through(self, root: Location) -> Store:
+        """The same store, with its id, labels and limit, reached by another way.
+
+        Parameters
+        ----------
+        root : Location
+            Where its root is on that way, such as through a worker that sees files which this process does not.
+        """
+        other = copy.copy(self)
+        other.root = root
+        return other
 
     # ------------------------------------------------------------------ the store itself
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import stat
 import threading
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 
 from dpilot.data import FileEntry, Manifest, Store, upload
+from dpilot.data.location import Location
 from dpilot.errors import ChecksumError, DataError, ManifestError, StoreError, StoreFullError
-from tests.data.conftest import MakeStore, left, plant, put, sources
+from tests.data.conftest import MakeStore, content, left, plant, put, sources
 from tests.services import S3
 
 
@@ -51,6 +53,24 @@ def test_a_marker_that_is_none_is_refused(tmp_path: Path, marker: bytes) -> None
     (tmp_path / ".dpilot-store.json").write_bytes(marker)
     with pytest.raises(StoreError, match="cannot read"):
         Store(tmp_path).open()
+
+
+def test_a_store_reached_another_way_is_the_same(tmp_path: Path) -> None:
+    store = Store(tmp_path / "one", datacenter="eu", machine="m", nbytes_limit=99).open()
+    put(store, "du-1", tmp_path / "source", {"a": b"abc"})
+    # As fsspec sees it: with no path of this machine.
+    root = Location("file", "elsewhere://one", str(tmp_path / "one"))
+    other = store.through(root)
+    assert (other.store_id, other.datacenter, other.machine, other.nbytes_limit) == (store.store_id, "eu", "m", 99)
+    assert (other.url, other.url_for("du-1", "a")) == ("elsewhere://one", "elsewhere://one/du-1/a")
+    assert (other.list_units(), other.read_manifest("du-1")) == (["du-1"], store.read_manifest("du-1"))
+    assert content(other, "du-1", "a") == b"abc"
+    assert other.local_path("du-1", "a") is None
+    put(other, "du-2", tmp_path / "source", {"b": b"b"})
+    assert store.list_units() == ["du-1", "du-2"]
+    assert store.url == f"file://{tmp_path}/one"
+    again = pickle.loads(pickle.dumps(other))
+    assert (again.root, again.store_id) == (root, store.store_id)
 
 
 def test_a_store_must_be_opened_first(tmp_path: Path) -> None:
