@@ -24,6 +24,7 @@ __all__ = [
     "StateError",
     "StoreError",
     "StoreFullError",
+    "TransferStoppedError",
     "UnitCanceledError",
     "UnitError",
     "UnknownObjectError",
@@ -98,11 +99,19 @@ class DataError(PilotError):
 
 
 class StoreError(DataError, OSError):
-    """A store cannot be reached, read or written."""
+    """A store cannot be reached, read or written.
+
+    Attributes
+    ----------
+    transient : bool
+        Whether the same may well succeed a little later: a connection was lost, or a server is busy.
+    """
+
+    transient: bool = False
 
 
 class StoreFullError(StoreError):
-    """The data would not fit into the pilot data's size."""
+    """The data would not fit into the pilot data's size, or its disk is full."""
 
 
 class ManifestError(DataError, ValueError):
@@ -111,6 +120,10 @@ class ManifestError(DataError, ValueError):
 
 class ChecksumError(DataError):
     """A file's bytes are not those which its manifest promises."""
+
+
+class TransferStoppedError(DataError):
+    """A transfer was stopped by whoever asked for it."""
 
 
 class UnitError(PilotError):

@@ -4,16 +4,20 @@ from dpilot.data.cache import Cache
 from dpilot.data.checksum import Hasher
 from dpilot.data.manifest import FileEntry, Manifest
 from dpilot.data.names import check_name, check_pattern, collect
+from dpilot.data.retry import Retry
 from dpilot.data.sources import Source, expand_sources
 from dpilot.data.staging import link_files, stage_in, stage_out
 from dpilot.data.store import Store
 from dpilot.data.transfer import copy_unit, download, fetch, upload
+from dpilot.data.verify import FileProblem, verify
 
 __all__ = [
     "Cache",
     "FileEntry",
+    "FileProblem",
     "Hasher",
     "Manifest",
+    "Retry",
     "Source",
     "Store",
     "check_name",
@@ -27,4 +31,5 @@ __all__ = [
     "stage_in",
     "stage_out",
     "upload",
+    "verify",
 ]

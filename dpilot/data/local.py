@@ -110,6 +110,12 @@ class LocalLocation(Location):
         with self.errors("read"):
             return self.local.open(mode, encoding=None if "b" in mode else "utf-8")
 
+    def version(self) -> str:
+        """What differs once the file has been changed."""
+        with self.errors("read"):
+            status = self.local.stat()
+        return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
+
     def prepare(self) -> None:
         """Make this directory."""
         with self.errors("open"):

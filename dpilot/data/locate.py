@@ -11,15 +11,24 @@ from urllib.parse import urlsplit
 
 import fsspec
 
+from dpilot.data.http import HTTP, HttpLocation
 from dpilot.data.local import LocalLocation
-from dpilot.data.location import CREDENTIALS, HTTP, SECRET_QUERY, Location, redacted
+from dpilot.data.location import CREDENTIALS, SECRET_QUERY, Location, redacted
 from dpilot.data.objects import OBJECT_STORES, ObjectLocation
 from dpilot.data.s3 import S3, S3Location
+from dpilot.data.sftp import SFTP, SftpLocation
 from dpilot.errors import DescriptionError
 
 __all__ = ["locate"]
 
-_NEED_HOST = OBJECT_STORES | HTTP | {"ftp", "sftp", "smb", "ssh", "webhdfs"}
+_NEED_HOST = OBJECT_STORES | HTTP | SFTP | {"ftp", "smb", "webhdfs"}
+#: How to reach what has a protocol of one of these; :class:`Location` itself does for all others.
+_KINDS: dict[frozenset[str], type[Location]] = {
+    S3: S3Location,
+    OBJECT_STORES - S3: ObjectLocation,
+    SFTP: SftpLocation,
+    HTTP: HttpLocation,
+}
 _LOCAL_HOSTS = frozenset({"", "localhost", "127.0.0.1"})
 
 _URL = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
@@ -90,6 +99,8 @@ def _remote(protocol: str, url: str, options: dict[str, Any], refuse: Any) -> Lo
         refuse(f"has the unknown protocol {protocol!r}; fsspec knows {', '.join(sorted(fsspec.available_protocols()))}")
     except ImportError as error:
         refuse(f"needs a package that is not installed: {error}")
+    if protocol in SFTP and not cls.__module__.startswith("sshfs"):
+        refuse("needs the package sshfs: pip install 'dpilot[ssh]'")
     host = url.partition("://")[2].partition("/")[0]
     if not _is_host(host):
         refuse("is malformed: what follows '://' is neither a host nor a bucket")
@@ -99,7 +110,7 @@ def _remote(protocol: str, url: str, options: dict[str, Any], refuse: Any) -> Lo
     stripped = url if protocol in HTTP else url.rstrip("/")
     if stripped.endswith(":"):  # the root of a protocol without hosts, such as memory://
         stripped += "//"
-    kind = S3Location if protocol in S3 else ObjectLocation if protocol in OBJECT_STORES else Location
+    kind = next((kind for protocols, kind in _KINDS.items() if protocol in protocols), Location)
     return kind(protocol, redacted(stripped), path.rstrip("/"), cls._get_kwargs_from_urls(url) | options)
 
 

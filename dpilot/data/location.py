@@ -6,21 +6,22 @@ Errors of all become a :class:`~dpilot.errors.StoreError` that names the place a
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import fsspec
 
-from dpilot.errors import PilotError, StoreError
+from dpilot.data.retry import may_pass
+from dpilot.errors import PilotError, StoreError, StoreFullError
 
-__all__ = ["CHUNK", "CREDENTIALS", "HTTP", "SECRET_QUERY", "Chunks", "Location", "redacted"]
-
-HTTP = frozenset({"http", "https"})
+__all__ = ["CHUNK", "CREDENTIALS", "SECRET_QUERY", "Chunks", "Location", "joined", "redacted"]
 
 #: Before the "@" of a URL: user:password (not host:port; a key may have slashes), or a lone key where no user name
 #: is ever meant. container@account of Azure and user@host of ssh are no secrets.
@@ -37,6 +38,10 @@ _HARMLESS = frozenset({"endpoint_url", "host", "protocol", "region_name", "signa
 #: to S3 (5 MiB).
 CHUNK = 8 * 1024 * 1024
 _MAX_PARTS = 9_000  # S3 takes 10,000
+
+#: What file systems of fsspec tell of a file that changes with its content.
+_VERSION = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "modified", "created")
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 Chunks = Iterable[bytes | memoryview]
 
@@ -84,6 +89,9 @@ class Location:
         What fsspec needs to reach it. Never shown.
     """
 
+    #: Whether nothing can be written or removed there, whoever asks.
+    read_only: ClassVar[bool] = False
+
     protocol: str
     url: str
     path: str
@@ -119,7 +127,10 @@ class Location:
         text = CREDENTIALS.sub("***@", text)
         for secret in sorted(set(_secrets(self.options)), key=len, reverse=True):
             text = text.replace(secret, "***")
-        return StoreError(f"cannot {action} {self.url}: {text}", url=self.url)
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            text += "; free some space there, or choose another store"
+            return StoreFullError(f"cannot {action} {self.url}: {text}", url=self.url)
+        return StoreError(f"cannot {action} {self.url}: {text}", url=self.url, transient=may_pass(cause))
 
     @contextmanager
     def errors(self, action: str) -> Iterator[None]:
@@ -164,16 +175,13 @@ class Location:
         nbytes : int or None
             How many there should be, where that is known. A longer file gives at least one byte more.
         """
-        with self.errors("read"):
-            # 0 makes a stream of it: not every web server can begin in the middle of a file.
-            file = self.fs.open(self.path, "rb", block_size=0 if self.protocol in HTTP else CHUNK)
-        with file:
-            while True:
-                with self.errors("read"):
-                    chunk = file.read(CHUNK)
-                if not chunk:
-                    return
+        with self.errors("read"), self._stream() as file:
+            while chunk := file.read(CHUNK):
                 yield chunk
+
+    def _stream(self) -> Any:
+        """The file, opened to be read from its beginning to its end."""
+        return self.fs.open(self.path, "rb", block_size=CHUNK)
 
     def write(self, chunks: Chunks, nbytes: int | None = None, *, mode: int = 0o444) -> None:
         """Write a file from pieces. If they end in an error, there is no file afterwards.
@@ -186,20 +194,19 @@ class Location:
         mode : int
             Permissions before the umask, on local file systems.
         """
-        pieces = iter(chunks)
-        head, ended = _up_to(pieces, CHUNK)
+        pieces = joined(chunks, CHUNK)
+        head, second = next(pieces, b""), next(pieces, None)
         with self.errors("write"):
             self._make_parent()
-            if ended:
+            if second is None:
                 self.fs.pipe_file(self.path, head)
                 return
             block = max(CHUNK, (nbytes or 0) // _MAX_PARTS + 1)
             file = self.fs.open(self.path, "wb", block_size=block)
         try:
-            while head:
+            for piece in chain((head, second), pieces):
                 with self.errors("write"):
-                    file.write(head)
-                head, ended = _up_to(pieces, CHUNK)
+                    file.write(piece)
             with self.errors("write"):
                 file.close()
         except BaseException:
@@ -215,8 +222,34 @@ class Location:
     def open(self, mode: str = "rb") -> IO[Any]:
         """Open a file to be read: ``"rb"`` for bytes, ``"r"`` for text in UTF-8."""
         with self.errors("read"):
-            file: IO[Any] = self.fs.open(self.path, "rb", block_size=CHUNK)
+            return self._as(self.fs.open(self.path, "rb", block_size=CHUNK), mode)
+
+    @staticmethod
+    def _as(file: IO[Any], mode: str) -> IO[Any]:
         return file if "b" in mode else io.TextIOWrapper(file, encoding="utf-8")
+
+    def version(self) -> str | None:
+        """What differs once the file has been changed; None where its file system does not tell.
+
+        Raises
+        ------
+        StoreError
+            If the file is not there.
+        """
+        with self.errors("read"):
+            self.fs.invalidate_cache(self.path)
+            row = self.fs.info(self.path)
+        return " ".join(f"{key}={row[key]}" for key in _VERSION if row.get(key) is not None) or None
+
+    def copy_within(self, source: Location) -> bool:
+        """Copy a file from `source` to here, if the service that has both can do it without sending us its bytes.
+
+        Returns
+        -------
+        bool
+            False if it cannot; then nothing was done.
+        """
+        return False
 
     # ------------------------------------------------------------------ directories
 
@@ -268,11 +301,13 @@ class Location:
         self.fs.makedirs(self.path.rpartition("/")[0], exist_ok=True)
 
 
-def _up_to(pieces: Iterator[bytes | memoryview], nbytes: int) -> tuple[bytes, bool]:
-    """Join pieces until there are more than `nbytes`, or no more of them; the second value says which."""
+def joined(chunks: Chunks, nbytes: int) -> Iterator[bytes]:
+    """The same bytes in pieces of at least `nbytes`, but for the last; none is empty."""
     buffer = io.BytesIO()
-    for piece in pieces:
-        buffer.write(piece)
-        if buffer.tell() > nbytes:
-            return buffer.getvalue(), False
-    return buffer.getvalue(), True
+    for chunk in chunks:
+        buffer.write(chunk)
+        if buffer.tell() >= nbytes:
+            yield buffer.getvalue()
+            buffer = io.BytesIO()
+    if buffer.tell():
+        yield buffer.getvalue()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+from dpilot.data.http import HTTP
 from dpilot.data.local import LocalLocation
 from dpilot.data.locate import locate
 from dpilot.data.location import Location
@@ -166,7 +167,7 @@ def _split(path: str) -> tuple[str, str]:
 
 def _remote(location: Location, contents: bool) -> Iterator[tuple[str, Source]]:
     path = location.path
-    if location.protocol in ("http", "https"):
+    if location.protocol in HTTP:
         # A web server has no directories; the name is the path's, without the query.
         with location.errors("read"):
             nbytes = location.fs.info(path).get("size")
@@ -174,14 +175,18 @@ def _remote(location: Location, contents: bool) -> Iterator[tuple[str, Source]]:
         return
     with location.errors("read"):
         fs = location.fs
-        if fs.isfile(path):
-            base, rows = path.rpartition("/")[0], {path: fs.info(path)}
-        elif fs.isdir(path):
-            base, rows = path if contents else path.rpartition("/")[0], fs.find(path, detail=True)
-        elif has_magic(path):
+        try:  # not isfile() and isdir(), for which any error is a no
+            row = fs.info(path)
+        except FileNotFoundError:
+            if not has_magic(path):
+                raise
+            row = None
+        if row is None:
             base, rows = _split(path)[0], fs.glob(path, detail=True)
+        elif row["type"] == "directory":
+            base, rows = path if contents else path.rpartition("/")[0], fs.find(path, detail=True)
         else:
-            raise FileNotFoundError
+            base, rows = path.rpartition("/")[0], {path: row}
     files = {file: row for file, row in rows.items() if row["type"] == "file"}
     if not files:
         raise _missing(location, "no file is there")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from dpilot.data.local import LocalLocation
 from dpilot.data.manifest import Manifest
+from dpilot.data.moves import MAX_TRANSFERS, OnBytes
 from dpilot.data.names import collect
+from dpilot.data.retry import RETRY, Retry
 from dpilot.data.sources import local_source
 from dpilot.data.store import Store
-from dpilot.data.transfer import MAX_TRANSFERS, OnBytes, download, target_directory, upload
+from dpilot.data.transfer import download, target_directory, upload
 from dpilot.errors import ChecksumError, StagingError
 
 __all__ = ["link_files", "stage_in", "stage_out"]
@@ -26,6 +29,8 @@ def stage_in(
     names: Collection[str] | None = None,
     max_transfers: int = MAX_TRANSFERS,
     on_bytes: OnBytes | None = None,
+    retry: Retry = RETRY,
+    stop: threading.Event | None = None,
 ) -> int:
     """Put files of a data unit into a directory.
 
@@ -40,7 +45,7 @@ def stage_in(
         Link to the files, where this process sees the store as local files; they are read-only. Otherwise copy.
     names : collection of str, optional
         Which files; all by default.
-    max_transfers, on_bytes
+    max_transfers, on_bytes, retry, stop
         As in :func:`~dpilot.data.transfer.upload`.
 
     Returns
@@ -62,7 +67,16 @@ def stage_in(
         link_files(manifest, unit, target_dir, names)
         return 0
     chosen, root = _check_free(manifest, target_dir, names)
-    return download(replica, manifest, root.local, chosen, max_transfers=max_transfers, on_bytes=on_bytes)
+    return download(
+        replica,
+        manifest,
+        root.local,
+        chosen,
+        max_transfers=max_transfers,
+        on_bytes=on_bytes,
+        retry=retry,
+        stop=stop,
+    )
 
 
 def link_files(manifest: Manifest, directory: Path, target_dir: Path, names: Collection[str] | None = None) -> None:
@@ -139,6 +153,8 @@ def stage_out(
     room: int | None = None,
     max_transfers: int = MAX_TRANSFERS,
     on_bytes: OnBytes | None = None,
+    retry: Retry = RETRY,
+    stop: threading.Event | None = None,
 ) -> Manifest:
     """Collect a unit's outputs into a data unit.
 
@@ -157,7 +173,7 @@ def stage_out(
         The compute unit's id.
     exclude : collection of str
         Names not to collect: those of the unit's inputs, which are links out of the sandbox.
-    room, max_transfers, on_bytes
+    room, max_transfers, on_bytes, retry, stop
         As in :func:`~dpilot.data.transfer.upload`.
 
     Returns
@@ -183,5 +199,7 @@ def stage_out(
         room=room,
         max_transfers=max_transfers,
         on_bytes=on_bytes,
+        retry=retry,
+        stop=stop,
         taken=StagingError,
     )

@@ -1,31 +1,23 @@
-"""Moving files between sources, stores and directories: streamed, several at once, every byte verified."""
+"""Data units on their way between sources, stores and directories: whole and verified, or not at all."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
-from dpilot.data.checksum import Hasher
 from dpilot.data.local import LocalLocation
 from dpilot.data.locate import locate
-from dpilot.data.location import Location
 from dpilot.data.manifest import FileEntry, Manifest
+from dpilot.data.moves import MAX_TRANSFERS, Move, OnBytes, Terms, carry_out
 from dpilot.data.names import check_names, is_within
+from dpilot.data.retry import RETRY, Retry
 from dpilot.data.sources import Source, expand_sources
 from dpilot.data.store import Store
-from dpilot.errors import ChecksumError, DataError, DescriptionError, PilotError, StagingError
+from dpilot.errors import DataError, DescriptionError, PilotError, StagingError
 
-__all__ = ["MAX_TRANSFERS", "OnBytes", "copy_unit", "download", "upload"]
-
-MAX_TRANSFERS = 8
-
-#: Called with the number of bytes that have just moved, by one thread at a time. An exception in it
-#: ends the transfer, which is also the way to cancel one.
-OnBytes = Callable[[int], object]
+__all__ = ["copy_unit", "download", "fetch", "target_directory", "upload"]
 
 
 def upload(
@@ -37,6 +29,8 @@ def upload(
     room: int | None = None,
     max_transfers: int = MAX_TRANSFERS,
     on_bytes: OnBytes | None = None,
+    retry: Retry = RETRY,
+    stop: threading.Event | None = None,
     taken: type[PilotError] = DataError,
 ) -> Manifest:
     """Bring files into a store, as a new data unit or as further files of one that it has.
@@ -55,7 +49,11 @@ def upload(
     max_transfers : int
         How many files are moved at the same time.
     on_bytes : callable, optional
-        Told of progress, see :data:`OnBytes`.
+        Told of progress, see :data:`~dpilot.data.moves.OnBytes`.
+    retry : Retry
+        For errors that may pass.
+    stop : Event, optional
+        Ends the transfer once it is set, even while it waits to try again. It is also set when the transfer fails.
     taken : type
         The error for a name that is taken.
 
@@ -71,9 +69,13 @@ def upload(
     StoreFullError
         If the files do not fit.
     StoreError
-        If a source cannot be read, or the store not written. Whatever fails, nothing of the attempt is left.
+        If a source cannot be read or is changed meanwhile, or the store cannot be written.
+    TransferStoppedError
+        If it was stopped. Whatever fails, nothing of the attempt is left.
     """
-    old = store.find_manifest(du) or Manifest(du, (), time.time())
+    terms = Terms(max_transfers, on_bytes, retry, stop or threading.Event())
+    there = retry.run(lambda: store.find_manifest(du), terms.stop)
+    old = there or Manifest(du, (), time.time())
     own = [entry.name for entry in old.files if producer is not None and entry.producer == producer]
     kept = old.without(own)
     for name in sources:
@@ -87,8 +89,10 @@ def upload(
         # The files that are about to be replaced leave the manifest before they change.
         _declare(store, kept)
         store.discard_files(du, own)
+    if there is None:
+        store.remove(du)  # what a transfer that was killed may have left
     unit = store.unit(du)
-    moves = [_Move(name, s.location, unit.child(name), nbytes=s.nbytes) for name, s in sources.items()]
+    moves = [Move(name, s.location, unit.child(name), nbytes=s.nbytes) for name, s in sources.items()]
 
     def complete(entries: Iterable[FileEntry]) -> Manifest:
         files = tuple(FileEntry(e.name, e.nbytes, e.checksum, producer) for e in entries)
@@ -98,7 +102,7 @@ def upload(
         store.write_manifest(manifest)
         return manifest
 
-    return _into_store(store, du, moves, complete, max_transfers, on_bytes)
+    return _into_store(store, du, moves, complete, terms)
 
 
 def copy_unit(
@@ -109,6 +113,8 @@ def copy_unit(
     room: int | None = None,
     max_transfers: int = MAX_TRANSFERS,
     on_bytes: OnBytes | None = None,
+    retry: Retry = RETRY,
+    stop: threading.Event | None = None,
 ) -> Manifest:
     """Copy a data unit from one store to another. Where it is there already, nothing is done.
 
@@ -117,7 +123,7 @@ def copy_unit(
     source, target : Store
     manifest : Manifest
         What `source` has.
-    room, max_transfers, on_bytes
+    room, max_transfers, on_bytes, retry, stop
         As in :func:`upload`.
 
     Returns
@@ -135,14 +141,14 @@ def copy_unit(
         If the data unit does not fit.
     """
     du = manifest.du
-    there = target.find_manifest(du)
+    terms = Terms(max_transfers, on_bytes, retry, stop or threading.Event())
+    there = retry.run(lambda: target.find_manifest(du), terms.stop)
     if there is not None and there.files == manifest.files:
         return there
     target.check_room(manifest.nbytes - (there.nbytes if there else 0), room)
-    if there is not None:  # another version of it
-        target.remove(du)
+    target.remove(du)  # another version of it, or what a transfer that was killed may have left
     giver, taker = source.unit(du), target.unit(du)
-    moves = [_Move(e.name, giver.child(e.name), taker.child(e.name), e.nbytes, e) for e in manifest.files]
+    moves = [Move(e.name, giver.child(e.name), taker.child(e.name), e.nbytes, e) for e in manifest.files]
 
     def complete(entries: Iterable[FileEntry]) -> Manifest:
         copied = Manifest(du, tuple(entries), manifest.created, manifest.producer)
@@ -150,7 +156,7 @@ def copy_unit(
         target.write_manifest(copied)
         return copied
 
-    return _into_store(target, du, moves, complete, max_transfers, on_bytes)
+    return _into_store(target, du, moves, complete, terms)
 
 
 def download(
@@ -161,6 +167,8 @@ def download(
     *,
     max_transfers: int = MAX_TRANSFERS,
     on_bytes: OnBytes | None = None,
+    retry: Retry = RETRY,
+    stop: threading.Event | None = None,
 ) -> int:
     """Copy files of a data unit into a directory; files of the same names there are replaced.
 
@@ -173,7 +181,7 @@ def download(
         Made if it is not there.
     names : collection of str, optional
         Which files; all by default.
-    max_transfers, on_bytes
+    max_transfers, on_bytes, retry, stop
         As in :func:`upload`.
 
     Returns
@@ -191,11 +199,12 @@ def download(
         If links in `target_dir` would lead a file out of it.
     """
     entries = manifest.files if names is None else [manifest[name] for name in names]
+    terms = Terms(max_transfers, on_bytes, retry, stop or threading.Event())
     root = target_directory(target_dir, (entry.name for entry in entries))
     unit = store.unit(manifest.du)
-    moves = [_Move(e.name, unit.child(e.name), root.child(e.name), e.nbytes, e, mode=0o666) for e in entries]
+    moves = [Move(e.name, unit.child(e.name), root.child(e.name), e.nbytes, e, mode=0o666) for e in entries]
     try:
-        return sum(entry.nbytes for entry in _run(moves, max_transfers, on_bytes))
+        return sum(entry.nbytes for entry in carry_out(moves, terms))
     except BaseException:
         for move in moves:
             if move.done:
@@ -264,26 +273,6 @@ def target_directory(path: Path, names: Iterable[str]) -> LocalLocation:
     return root
 
 
-# ---------------------------------------------------------------------- the machinery
-
-
-@dataclass(slots=True)
-class _Move:
-    """One file on its way; `expected` is what its manifest promises."""
-
-    name: str
-    source: Location
-    target: Location
-    nbytes: int | None = None
-    expected: FileEntry | None = None
-    mode: int = 0o444  # a store's files are read-only: they are linked into sandboxes
-    done: bool = False
-
-
-class _StoppedError(Exception):
-    """Another file of the same transfer has failed."""
-
-
 def _declare(store: Store, manifest: Manifest) -> None:
     """Write a manifest, or remove it if it has become empty: a replica without files is none."""
     if manifest.files:
@@ -295,14 +284,14 @@ def _declare(store: Store, manifest: Manifest) -> None:
 def _into_store(
     store: Store,
     du: str,
-    moves: list[_Move],
+    moves: list[Move],
     complete: Callable[[Iterable[FileEntry]], Manifest],
-    max_transfers: int,
-    on_bytes: OnBytes | None,
+    terms: Terms,
 ) -> Manifest:
     """Move files into a store and complete its manifest; if anything fails, remove what may have been moved."""
     try:
-        return complete(_run(moves, max_transfers, on_bytes))
+        entries = carry_out(moves, terms)
+        return terms.retry.run(lambda: complete(entries), terms.stop)
     except BaseException:
         try:
             listed = store.find_manifest(du) or ()
@@ -310,65 +299,3 @@ def _into_store(
         except PilotError:
             pass  # the store is out of reach, which is what the first error says; without a manifest nobody finds them
         raise
-
-
-def _run(moves: list[_Move], max_transfers: int, on_bytes: OnBytes | None) -> list[FileEntry]:
-    """Carry out all moves, or raise the first error once every thread has let go."""
-    stop, lock = threading.Event(), threading.Lock()
-
-    def progress(nbytes: int) -> None:
-        if stop.is_set():
-            raise _StoppedError
-        if on_bytes is not None:
-            with lock:
-                on_bytes(nbytes)
-
-    if len(moves) == 1 or max_transfers == 1:
-        return [_carry_out(move, progress) for move in moves]
-    with ThreadPoolExecutor(min(max_transfers, len(moves)) or 1, thread_name_prefix="dpilot-transfer") as pool:
-        futures = [pool.submit(_carry_out, move, progress) for move in moves]
-        try:
-            for future in as_completed(futures):
-                future.result()
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [future.result() for future in futures]
-
-
-def _carry_out(move: _Move, progress: OnBytes) -> FileEntry:
-    hasher = Hasher()
-    count = 0
-
-    def verified() -> Iterator[bytes | memoryview]:
-        nonlocal count
-        for chunk in move.source.read(move.nbytes if move.expected is not None else None):
-            hasher.update(chunk)
-            count += len(chunk)
-            yield chunk
-            progress(len(chunk))
-        # Before the target is complete: a file that is wrong never gets its name.
-        if move.expected is not None:
-            _verify(move, move.expected, count, hasher.hexdigest())
-
-    progress(0)
-    move.target.write(verified(), move.nbytes, mode=move.mode)
-    move.done = True
-    return FileEntry(move.name, count, hasher.hexdigest(), move.expected.producer if move.expected else None)
-
-
-def _verify(move: _Move, expected: FileEntry, nbytes: int, checksum: str) -> None:
-    if nbytes != expected.nbytes:
-        found = f"more than {expected.nbytes}" if nbytes > expected.nbytes else str(nbytes)
-        problem = f"has {found} bytes, but its manifest says {expected.nbytes}"
-    elif expected.checksum is not None and checksum != expected.checksum:
-        problem = f"has checksum {checksum}, but its manifest says {expected.checksum}"
-    else:
-        return
-    raise ChecksumError(
-        f"file {move.name!r}, copied from {move.source.url} to {move.target.url}, {problem}",
-        name=move.name,
-        source=move.source.url,
-        target=move.target.url,
-    )

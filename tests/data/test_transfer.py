@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dpilot.data import FileEntry, Manifest, Source, Store, copy_unit, download, expand_sources, upload
-from dpilot.data.transfer import OnBytes
+from dpilot.data.moves import OnBytes
 from dpilot.errors import ChecksumError, DataError, ManifestError, StagingError, StoreError
 from tests.data.conftest import ODD_NAMES, MakeStore, content, left, plant, put, read_files, sources, write_files
 from tests.services import S3

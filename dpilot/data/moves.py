@@ -1,0 +1,171 @@
+"""Files on their way from one place to another: streamed, several at once, every byte verified."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from dpilot.data.checksum import Hasher
+from dpilot.data.location import Location
+from dpilot.data.manifest import FileEntry
+from dpilot.data.retry import RETRY, Retry
+from dpilot.errors import ChecksumError, StoreError, TransferStoppedError
+
+__all__ = ["MAX_TRANSFERS", "Move", "OnBytes", "Terms", "carry_out", "each"]
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+MAX_TRANSFERS = 8
+
+#: Called with the number of bytes that have just moved, by one thread at a time; with a negative number if a file is
+#: begun again. An exception in it ends the transfer, which is also a way to cancel one.
+OnBytes = Callable[[int], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How files are moved.
+
+    Parameters
+    ----------
+    max_transfers : int
+        How many at the same time.
+    on_bytes : callable or None
+        Told of progress.
+    retry : Retry
+        For errors that may pass.
+    stop : Event
+        Ends the transfer once it is set, even while it waits to try again. It is also set when the transfer fails.
+    """
+
+    max_transfers: int = MAX_TRANSFERS
+    on_bytes: OnBytes | None = None
+    retry: Retry = RETRY
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(slots=True)
+class Move:
+    """One file on its way; `expected` is what its manifest promises."""
+
+    name: str
+    source: Location
+    target: Location
+    nbytes: int | None = None
+    expected: FileEntry | None = None
+    mode: int = 0o444  # a store's files are read-only: they are linked into sandboxes
+    done: bool = False
+
+
+def carry_out(moves: Sequence[Move], terms: Terms) -> list[FileEntry]:
+    """Move all files, or raise the first error once every thread has let go.
+
+    Raises
+    ------
+    ChecksumError
+        If a file is not what its manifest promises.
+    StoreError
+        If one cannot be read or written, or was changed meanwhile.
+    TransferStoppedError
+        If the transfer was stopped.
+    """
+    return each(_attempt, moves, terms)
+
+
+def each(work: Callable[[_T, OnBytes], _R], items: Sequence[_T], terms: Terms) -> list[_R]:
+    """Call `work` with every item and whom to tell of progress; or raise its first error, once all threads let go."""
+    lock = threading.Lock()
+
+    def progress(nbytes: int) -> None:
+        if terms.stop.is_set():
+            raise TransferStoppedError("the transfer was stopped before it was complete")
+        if terms.on_bytes is not None:
+            with lock:
+                terms.on_bytes(nbytes)
+
+    def attempt(item: _T) -> _R:
+        return terms.retry.run(lambda: work(item, progress), terms.stop)
+
+    if len(items) == 1 or terms.max_transfers == 1:
+        return [attempt(item) for item in items]
+    threads = min(terms.max_transfers, len(items)) or 1
+    with ThreadPoolExecutor(threads, thread_name_prefix="dpilot-transfer") as pool:
+        futures = [pool.submit(attempt, item) for item in items]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            terms.stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [future.result() for future in futures]
+
+
+def _attempt(move: Move, progress: OnBytes) -> FileEntry:
+    count = 0
+    progress(0)
+    try:
+        expected = move.expected
+        if expected is not None and move.target.copy_within(move.source):
+            count = expected.nbytes
+            progress(count)
+            move.done = True
+            return expected
+        hasher = Hasher()
+
+        def verified() -> Iterator[bytes | memoryview]:
+            nonlocal count
+            for chunk in move.source.read(move.nbytes if expected is not None else None):
+                hasher.update(chunk)
+                count += len(chunk)
+                yield chunk
+                progress(len(chunk))
+            # Before the target is complete: a file that is wrong never gets its name.
+            if expected is not None:
+                _verify(move, expected, count, hasher.hexdigest())
+            if watched:
+                _verify_unchanged(move, before, count)
+
+        # A checksum tells as well, where there is one, and takes no further request.
+        watched = expected is None or expected.checksum is None
+        before = move.source.version() if watched else None
+        move.target.write(verified(), move.nbytes, mode=move.mode)
+    except StoreError:
+        if count:
+            progress(-count)
+        raise
+    move.done = True
+    return FileEntry(move.name, count, hasher.hexdigest(), expected.producer if expected else None)
+
+
+def _verify(move: Move, expected: FileEntry, nbytes: int, checksum: str) -> None:
+    if nbytes != expected.nbytes:
+        found = f"more than {expected.nbytes}" if nbytes > expected.nbytes else str(nbytes)
+        problem = f"has {found} bytes, but its manifest says {expected.nbytes}"
+    elif expected.checksum is not None and checksum != expected.checksum:
+        problem = f"has checksum {checksum}, but its manifest says {expected.checksum}"
+    else:
+        return
+    raise ChecksumError(
+        f"file {move.name!r}, copied from {move.source.url} to {move.target.url}, {problem}",
+        name=move.name,
+        source=move.source.url,
+        target=move.target.url,
+    )
+
+
+def _verify_unchanged(move: Move, before: str | None, nbytes: int) -> None:
+    """A source without a checksum must be the same before and after, and as large as whoever found it said."""
+    if move.nbytes not in (None, nbytes):
+        problem = f"had {move.nbytes} bytes when it was found, and {nbytes} when it was read"
+    elif move.source.version() != before:
+        problem = "was changed while it was read"
+    else:
+        return
+    raise StoreError(
+        f"source {move.source.url} {problem}; try again when nobody writes to it", url=move.source.url, name=move.name
+    )

@@ -1,0 +1,115 @@
+"""Places on machines that are reached by ssh, through sshfs (the extra ``ssh``)."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+from fsspec.asyn import sync
+
+from dpilot.data.location import CHUNK, Chunks, Location, joined
+from dpilot.data.names import TEMPORARY
+
+__all__ = ["SFTP", "SftpLocation"]
+
+#: Its protocols.
+SFTP = frozenset({"sftp", "ssh"})
+
+#: Unless the storage options say otherwise: a host whose key is not in ~/.ssh/known_hosts is refused, as ssh does it,
+#: and one that does not answer soon is out of reach.
+_DEFAULTS: Mapping[str, Any] = {"known_hosts": (), "connect_timeout": 10, "login_timeout": 10}
+
+
+@dataclass(frozen=True, slots=True)
+class SftpLocation(Location):
+    """A file or directory on a machine that is reached by ssh."""
+
+    @property
+    def fs(self) -> Any:
+        """The fsspec file system, with a connection that is alive."""
+        options = {**_DEFAULTS, **self.options}
+        fs = fsspec.filesystem(self.protocol, **options)
+        if fs.client.is_closed():
+            type(fs).clear_instance_cache()  # it would be given out for ever
+            fs = fsspec.filesystem(self.protocol, **options)
+        return fs
+
+    def _stream(self) -> Any:
+        return self.fs.open(self.path, "rb")  # in blocks as large as the server takes, many under way
+
+    def write_bytes(self, data: bytes, *, exclusive: bool = False) -> None:
+        """Write a small file at once; if `exclusive`, leave one alone that is there already."""
+        self._place([data], 0o444, exclusive)
+
+    def write(self, chunks: Chunks, nbytes: int | None = None, *, mode: int = 0o444) -> None:
+        """Write a file from pieces. If they end in an error, what was there before stays as it was."""
+        self._place(chunks, mode, exclusive=False)
+
+    def _place(self, chunks: Chunks, mode: int, exclusive: bool) -> None:
+        """Write to a temporary name, then rename: nobody ever sees half a file."""
+        parent = self.path.rpartition("/")[0]
+        temporary = f"{parent}/{TEMPORARY}-{uuid.uuid4().hex}"
+        with self.errors("write"):
+            fs = self.fs
+            fs.makedirs(parent, exist_ok=True)
+            file = fs.open(temporary, "wb")
+        try:
+            try:
+                for piece in joined(chunks, CHUNK):
+                    with self.errors("write"):
+                        file.write(piece)
+            finally:
+                with self.errors("write"):
+                    file.close()
+            with self.errors("write"):
+                _sftp(fs, "chmod", temporary, mode)
+                try:
+                    # The first kind of rename, unlike the second, never takes another's place.
+                    _sftp(fs, "rename" if exclusive else "posix_rename", temporary, self.path)
+                    return
+                except Exception:
+                    if not (exclusive and fs.exists(self.path)):
+                        raise
+        except BaseException:
+            with suppress(Exception):
+                fs.rm_file(temporary)
+            raise
+        fs.rm_file(temporary)
+
+    def sizes(self) -> dict[str, int | None]:
+        """The files at any depth below, by relative name, in bytes."""
+        with self.errors("list"):
+            return {name: row["size"] for name, row in _walk(self.fs, self.path, "")}
+
+    def remove_tree(self) -> None:
+        """Remove everything below, and the directory itself."""
+        with self.errors("remove"), suppress(FileNotFoundError):
+            self.fs.rm(self.path, recursive=True)
+
+
+def _walk(fs: Any, path: str, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    # fs.find() passes over what it cannot list, such as everything when the connection is lost.
+    try:
+        rows = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return
+    for row in rows:
+        name = row["name"].rpartition("/")[2]
+        if row["type"] == "directory":
+            yield from _walk(fs, row["name"], f"{prefix}{name}/")
+        else:
+            yield prefix + name, row
+
+
+def _sftp(fs: Any, method: str, *args: Any) -> None:
+    """Call a method of SFTP that sshfs does not offer."""
+
+    async def call() -> None:
+        async with fs._pool.get() as channel:
+            await getattr(channel, method)(*args)
+
+    sync(fs.loop, call)
