@@ -436,7 +436,7 @@ def test_consumers_of_a_data_unit_that_never_arrived(cds: ComputeDataService, st
     source = Path(write(tmp_path / "a.txt", "a"))
     data = DataUnit(pilot_data=store, data_unit_description={"file_urls": [source]})
     data.wait(LONG_S)
-    store.remove_du(data)
+    store.remove_du(data, force=True)
     assert data.wait(LONG_S) == "Canceled"
     error = error_of(cds.submit_compute_unit({"executable": "/bin/true", "input_data": [data]}))
     assert isinstance(error, InputError)
@@ -596,7 +596,7 @@ def test_the_size_of_a_store_is_enforced(cds: ComputeDataService, pds: PilotData
     fits = cds.submit_compute_unit(shell("head -c 100 /dev/zero > out", output_data=[{"out": "out"}]))
     assert fits.wait(LONG_S) == "Done", fits.exception()
     assert small.get_details()["used_nbytes"] == 1000
-    small.remove_du(data)
+    small.remove_du(data, force=True)
     assert small.get_details()["used_nbytes"] == 100
     assert new_data(small, tmp_path, content="x" * 900).nbytes == 900
     assert sum(path.stat().st_size for path in (tmp_path / "small").rglob("[!.]*") if path.is_file()) == 1000

@@ -434,7 +434,7 @@ def test_compute_data_round_trip(
         }
     )
     assert cds.wait(LONG_S) == "Running"
-    assert unit.get_state() == "Done"
+    assert unit.get_state() == "Done", unit.exception()
     assert isinstance(result, DataUnit)
     assert read(result.export(tmp_path / "result")) == {
         **{f"sub/{name}.out": content for name, content in files.items()},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from dpilot.placement.topology import Distance, Site
@@ -31,13 +31,16 @@ class StoreView:
         return self.free_nbytes is None or self.free_nbytes >= nbytes
 
 
-def choose_stores(stores: Iterable[StoreView], wanted: Site, nbytes: int, replicas: int) -> list[str]:
-    """Ids of up to `replicas` stores: with room first, those that bear the labels asked for, then by name.
+def choose_stores(
+    stores: Iterable[StoreView], wanted: Site, nbytes: int, replicas: int, there: Collection[str] = ()
+) -> list[str]:
+    """Ids of up to `replicas` stores, less those that are `there` already: with room first, labelled as asked, by name.
 
     Further replicas are spread over other datacenters first.
     """
-    chosen: list[StoreView] = []
     left = list(stores)
+    chosen = [store for store in left if store.id in there]
+    left = [store for store in left if store.id not in there]
     while left and len(chosen) < replicas:
         taken = {store.site.datacenter for store in chosen}
         best = min(
@@ -51,7 +54,7 @@ def choose_stores(stores: Iterable[StoreView], wanted: Site, nbytes: int, replic
         )
         chosen.append(best)
         left.remove(best)
-    return [store.id for store in chosen]
+    return [store.id for store in chosen if store.id not in there]
 
 
 def nearest_store(stores: Iterable[StoreView], site: Site) -> str | None:

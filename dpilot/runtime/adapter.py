@@ -37,6 +37,7 @@ __all__ = [
     "error_text",
     "fail",
     "hold",
+    "is_connected",
     "is_executing",
     "is_running",
     "is_status_change",
@@ -199,6 +200,11 @@ def is_running(scheduler: Scheduler, address: str) -> bool:
     """Whether a worker takes tasks: it has started, and is neither paused nor retiring."""
     state = scheduler.workers.get(address)
     return state is not None and state in scheduler.running
+
+
+def is_connected(scheduler: Scheduler, client: str) -> bool:
+    """Whether a client can be told something."""
+    return client in scheduler.client_comms
 
 
 def is_status_change(message: Any) -> bool:

@@ -16,18 +16,14 @@ from dpilot.errors import (
     PilotError,
     PilotLaunchError,
     StateError,
-    StoreFullError,
     UnitCanceledError,
 )
-from dpilot.placement import (
-    Decision,
-    Site,
-    choose_stores,
-    nearest_store,
-)
+from dpilot.placement import Decision, nearest_store
 from dpilot.runtime import adapter
-from dpilot.runtime.coordinator import Coordinator, Inputs, store_view
-from dpilot.runtime.records import DataRecord, PilotRecord, ServiceRecord, StoreRecord, UnitRecord
+from dpilot.runtime.catalogue import store_view
+from dpilot.runtime.coordinator import Inputs
+from dpilot.runtime.data_calls import DataCalls
+from dpilot.runtime.records import PilotRecord, ServiceRecord, UnitRecord
 from dpilot.states import State
 
 __all__ = ["Calls"]
@@ -35,7 +31,7 @@ __all__ = ["Calls"]
 logger = logging.getLogger(__name__)
 
 
-class Calls(Coordinator):
+class Calls(DataCalls):
     """The calls: :meth:`answer` carries out ``call_<name>`` with the arguments that came with it."""
 
     async def answer(self, call: str, arguments: bytes) -> bytes:
@@ -65,7 +61,7 @@ class Calls(Coordinator):
         """A service begins."""
         record = ServiceRecord(id, time.time(), {client})
         self.records.services[id] = record
-        self._advance(record, State.Running)
+        self.advance(record, State.Running)
         self._pools()
 
     def call_set_member(self, service: str, member: str, present: bool) -> None:
@@ -95,14 +91,14 @@ class Calls(Coordinator):
         units = [r for r in self.records.units.values() if r.owner == id]
         self.call_cancel_units([r.id for r in units])
         adapter.unpin(self.scheduler, [r.key for r in units])
-        self._advance(service, State.Canceled)
+        self.advance(service, State.Canceled)
 
     def call_add_pilot(self, id: str, owner: str, client: str, details: dict[str, Any]) -> None:
         """A pilot is about to be started."""
         record = PilotRecord(id, owner, time.time(), {client}, details)
         self.records.pilots[id] = record
         self.matcher.add_pilot(id, record.site, record.slots)
-        self._advance(record, State.Pending)
+        self.advance(record, State.Pending)
         self._pools()
 
     def call_pilot_directory(self, pilot: str) -> str:
@@ -131,155 +127,19 @@ class Calls(Coordinator):
         self._pilot(id)
         return self.matcher.idle_slots(id)
 
-    # -- stores and data units
-
-    def call_add_store(self, id: str, owner: str, client: str, store: Store, used_nbytes: int) -> None:
-        """A store, which the client has opened."""
-        record = StoreRecord(id, owner, time.time(), {client}, store)
-        record.used_nbytes = used_nbytes
-        self.records.stores[id] = record
-        self._advance(record, State.Running)
-        for worker in self._pilot_at:
-            self._let_reach(worker, record)
-
-    def call_end_store(self, id: str) -> None:
-        """A store is used no more; what is in it stays there."""
-        store = self._store(id)
-        self._advance(store, State.Canceled)
-        for du in list(store.units):
-            data = self.records.data.get(du)
-            if data is not None:
-                self._drop_replica(data, id)
-
-    def call_add_data(
-        self, id: str, owner: str, client: str, description: dict[str, Any], nbytes: int, stores: Collection[str] | None
-    ) -> list[str]:
-        """A new data unit. Returns the stores on which it is to be put, with room set aside on each.
-
-        `stores`: on these; None: on those that its owner's stores and its labels suggest.
-        """
-        wanted = Site(description["datacenter"], description["machine"])
-        if stores is None:
-            views = [store_view(store) for store in self._stores_of(owner)]
-            stores = choose_stores(views, wanted, nbytes, description["replicas"])
-        reserved: list[StoreRecord] = []
-        try:
-            for pd in stores:
-                self._store(pd).reserve(id, nbytes)
-                reserved.append(self._store(pd))
-        except StoreFullError:
-            for store in reserved:
-                store.reserved.pop(id, None)
-            raise
-        record = DataRecord(id, owner, time.time(), {client}, description)
-        record.busy = dict.fromkeys(stores)
-        self.records.data[id] = record
-        self._view(record)
-        self._advance(record, State.Pending)
-        return list(stores)
-
-    def call_begin_replica(self, id: str, pd: str) -> tuple[Manifest, list[Store], Store] | None:
-        """A client is about to copy a data unit to a store: what, from where, and to where.
-
-        None: there is nothing to do, for it is there, or on its way there.
-        """
-        data, store = self._data(id), self._store(pd)
-        if pd in data.replicas or pd in data.busy:
-            return None
-        if data.manifest is None or not data.replicas:
-            raise DataError(f"{id} has no replica yet to copy to {pd}; wait() for it first")
-        store.reserve(id, data.manifest.nbytes)
-        data.busy[pd] = None
-        self._tell_replicas(data)
-        sources = [self._store(source) for source in data.replicas]
-        sources.sort(key=lambda source: (source.site.distance(store.site), source.id))
-        return data.manifest, [source.store for source in sources], store.store
-
-    def call_staging(self, id: str) -> None:
-        """The files of a data unit begin to move."""
-        data = self._data(id)
-        if data.life.state is State.Pending:
-            self._advance(data, State.Staging)
-
-    def call_add_replica(self, id: str, pd: str, manifest: Manifest) -> None:
-        """A replica is complete."""
-        data = self._data(id)
-        self._store(pd).reserved.pop(id, None)
-        data.busy.pop(pd, None)
-        if data.life.state.is_final:
-            self._tell_replicas(data)
-            raise StateError(f"{id} is {data.life.state}; its new replica on {pd} is not used")
-        self._add_replica(data, pd, manifest)
-        self._check_ready(data)
-
-    def call_replica_failed(self, id: str, pd: str, error: PilotError) -> None:
-        """A replica could not be made; the data unit has failed if it has no other one, and none is on its way."""
-        data = self._data(id)
-        self._store(pd).reserved.pop(id, None)
-        data.busy.pop(pd, None)
-        self._tell_replicas(data, error=pickle.dumps(error))
-        if not data.replicas and not data.busy:
-            self._lose(data, error)
-
-    def call_changed(self, id: str, manifest: Manifest) -> None:
-        """Files were added to, or removed from, every replica of a data unit."""
-        data = self._data(id)
-        for pd in data.replicas:
-            store = self._store(pd)
-            store.used_nbytes += manifest.nbytes - (data.manifest.nbytes if data.manifest else 0)
-        data.manifest = manifest
-        data.cached.clear()
-        self._view(data)
-        self._check_ready(data)
-
-    def call_reserve(self, id: str, nbytes: int) -> list[tuple[str, Store]]:
-        """Set room aside on every store of a data unit, for files to be added; returns the stores."""
-        stores = [self._store(pd) for pd in self._data(id).replicas]
-        try:
-            for store in stores:
-                store.reserve(id, nbytes)
-        except StoreFullError:
-            self.call_unreserve(id)
-            raise
-        return [(store.id, store.store) for store in stores]
-
-    def call_unreserve(self, id: str) -> None:
-        """The files of a data unit have been added, or will not be: what was set aside for them is free."""
-        for pd in self._data(id).replicas:
-            self._store(pd).reserved.pop(id, None)
-
-    def call_seal(self, id: str) -> None:
-        """A data unit is complete as it is, even if empty."""
-        data = self._data(id)
-        data.sealed = True
-        self._check_ready(data)
-
-    def call_replicas(self, id: str) -> list[tuple[str, Store]]:
-        """The stores that have a replica of a data unit."""
-        return [(pd, self._store(pd).store) for pd in self._data(id).replicas]
-
-    def call_remove_replica(self, id: str, pd: str) -> None:
-        """A replica is gone; with the last one, the data unit is."""
-        data = self._data(id)
-        self._drop_replica(data, pd)
-        if not data.replicas and not data.life.state.is_final:
-            data.error = DataError(f"data unit {id} was removed from its last store" if pd else f"{id} was canceled")
-            self._advance(data, State.Canceled)
-            self._lose(data, data.error)
-
     # -- compute units
 
     def call_inputs(self, unit: str, pilot: str) -> Inputs:
         """For each input of a unit: its manifest, and where to bring it from; see :data:`Inputs`."""
         return self._inputs(self._unit(unit), self._pilot(pilot))
 
-    async def call_outputs(self, unit: str, pilot: str) -> dict[str, tuple[str, Store, int | None]]:
+    async def call_outputs(self, unit: str, pilot: str) -> dict[str, tuple[str, Store, str | None, int | None]]:
         """Where each output of a unit goes: the store that has the data unit, else the nearest one.
 
         The data units are the unit's to write until it ends: of several writers, the others wait here.
         """
         record, site = self._unit(unit), self._pilot(pilot).site
-        answer: dict[str, tuple[str, Store, int | None]] = {}
+        answer: dict[str, tuple[str, Store, str | None, int | None]] = {}
         attempt = record.attempt
         for du in sorted(record.outputs):
             await self._writing[du].acquire()
@@ -289,22 +149,19 @@ class Calls(Coordinator):
             self._writer[du] = unit
         for du in record.outputs:
             data = self._data(du)
-            stores = self._stores_of(data.owner)
+            stores = self.catalogue.stores_of(data.owner)
             pd = next(iter(data.replicas), None) or nearest_store(map(store_view, stores), site)
             if pd is None:
                 raise DataError(
                     f"data unit {du} can be put nowhere: {data.owner} has no store with room; add a PilotData"
                 )
-            store = self._store(pd)
-            answer[du] = (pd, store.store, store_view(store).free_nbytes)
+            place = self.catalogue.place(pd)
+            answer[du] = (pd, place.store, place.host, self._store(pd).free_nbytes)
         return answer
 
     def call_collected(self, unit: str, du: str, pd: str, manifest: Manifest) -> None:
         """A unit has put its files into a data unit. It is not readable before all its writers have ended."""
-        data = self._data(du)
-        for stale in [other for other in data.replicas if other != pd]:
-            self._drop_replica(data, stale)
-        self._add_replica(data, pd, manifest)
+        self.catalogue.add_replica(self._data(du), pd, manifest)
 
     def call_hold(self, id: str, client: str) -> None:
         """A client wants to keep, and know of, the result of a unit."""

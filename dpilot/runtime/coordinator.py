@@ -31,19 +31,18 @@ from dpilot.errors import (
 )
 from dpilot.placement import (
     Distance,
-    InputView,
     Links,
     Matcher,
     Policy,
     Site,
-    StoreView,
 )
 from dpilot.runtime import adapter
+from dpilot.runtime.catalogue import Catalogue
 from dpilot.runtime.records import DataRecord, PilotRecord, Record, Records, ServiceRecord, StoreRecord, UnitRecord
 from dpilot.runtime.work import Program, UnitTask
 from dpilot.states import State
 
-__all__ = ["Coordinator", "Inputs", "store_view"]
+__all__ = ["Coordinator", "Inputs"]
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Record)
@@ -74,18 +73,21 @@ class Coordinator:
         self._recheck: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._background: set[asyncio.Task[Any]] = set()
+        self.catalogue = Catalogue(scheduler, self.records, self.matcher, self)
+        self._jobs: dict[str, tuple[str, asyncio.Future[Any]]] = {}  # worker, and who waits
 
     # ---------------------------------------------------------------- events to clients
 
-    def _advance(self, record: Record, state: State, at: float | None = None, **extra: Any) -> bool:
+    def advance(self, record: Record, state: State, at: float | None = None, **extra: Any) -> bool:
         """Change a record's state and tell those who follow it."""
         at = time.time() if at is None else at
         if not record.life.advance(state, max(at, record.life.history[-1].timestamp)):
             return False
-        self._tell(record, state, extra)
+        self.tell(record, state, extra)
         return True
 
-    def _tell(self, record: Record, state: State | None, extra: dict[str, Any]) -> None:
+    def tell(self, record: Record, state: State | None, extra: dict[str, Any]) -> None:
+        """Tell those who follow a record."""
         at = record.life.history[-1].timestamp
         for client in record.watchers:
             if not self._events:
@@ -108,7 +110,7 @@ class Coordinator:
         record.recompute = not isinstance(unit.work, Program)
         self.records.units[unit.id] = record
         self._unit_of[task.key] = record
-        self._advance(record, State.Pending, unit.submitted)
+        self.advance(record, State.Pending, unit.submitted)
         if unit.request.pilot is not None:
             pilot = self._pilot(unit.request.pilot)
             pilot.units[unit.id] = None
@@ -148,7 +150,7 @@ class Coordinator:
         self._stop(record)
         self._stop_writing(record)
         if not record.life.state.is_final and record.life.state is not State.Pending:
-            self._advance(record, State.Pending)
+            self.advance(record, State.Pending)
         self._match_soon()
 
     def _stop(self, record: UnitRecord) -> None:
@@ -172,12 +174,12 @@ class Coordinator:
             return
         begun, ended = (computed[0]["start"], computed[-1]["stop"]) if computed else (None, None)
         if record.life.state is State.Pending:
-            self._advance(record, State.Running, begun)
+            self.advance(record, State.Running, begun)
         if begun is not None and ended is not None:
             # Without the staging: that is a matter of the place, not of the kind of work.
             self.matcher.runtimes.observe(record.request.kind, max(0.0, ended - begun - record.staged_s))
         record.result = (message.get("metadata") or {}).get(adapter.HANDLER)
-        self._advance(record, State.Done, ended, result=record.result, pilot=record.pilot)
+        self.advance(record, State.Done, ended, result=record.result, pilot=record.pilot)
         for du in record.outputs:
             self._written(self.records.data[du], record)
 
@@ -200,13 +202,13 @@ class Coordinator:
         if record.life.state.is_final:
             return
         if state is State.Failed and record.life.state is State.Pending and bound:
-            self._advance(record, State.Running)
-        self._advance(record, state, pilot=record.pilot)
+            self.advance(record, State.Running)
+        self.advance(record, state, pilot=record.pilot)
         for du in record.outputs:
             data = self.records.data.get(du)
             if data is not None and record.id in data.writers:
                 data.writers.discard(record.id)
-                self._lose(data, self._unwritten(du, record))
+                self.catalogue.lose(data, self._unwritten(du, record))
 
     def _cancel_units(self, ids: Collection[str]) -> None:
         """Cancel units that have not ended."""
@@ -281,7 +283,7 @@ class Coordinator:
         begun, self._begun = self._begun, []
         for record, attempt, at in begun:
             if record.worker is not None and record.attempt == attempt and record.life.state is State.Pending:
-                self._advance(record, State.Staging if record.request.inputs else State.Running, at, pilot=record.pilot)
+                self.advance(record, State.Staging if record.request.inputs else State.Running, at, pilot=record.pilot)
 
     def _learn(self, record: UnitRecord, details: dict[str, Any]) -> None:
         """Take in what a unit's staging showed: how fast links are, and what its machine has in its cache now."""
@@ -294,75 +296,52 @@ class Coordinator:
                 self.matcher.policy.links.observe(store.site, pilot.site, nbytes, seconds)
             if data is not None and pilot.site.machine is not None:
                 data.cached.add(pilot.site)
-                self._view(data)
+                self.catalogue.view(data)
         for du in details["evicted"]:
             if du in self.records.data:
                 self.records.data[du].cached.discard(pilot.site)
-                self._view(self.records.data[du])
+                self.catalogue.view(self.records.data[du])
 
     # ---------------------------------------------------------------- data units
 
-    def _view(self, data: DataRecord) -> None:
-        """Let the matcher see a data unit as it is now."""
-        manifest = data.manifest
-        self.matcher.inputs[data.id] = InputView(
-            data.id,
-            manifest.nbytes if manifest else 0,
-            len(manifest.files) if manifest else 0,
-            (*(self.records.stores[pd].site for pd in data.replicas), *data.cached),
-        )
-
-    def _add_replica(self, data: DataRecord, pd: str, manifest: Manifest) -> None:
-        store = self._store(pd)
-        before = data.manifest.nbytes if data.manifest is not None and pd in data.replicas else 0
-        store.used_nbytes += manifest.nbytes - before
-        store.units[data.id] = None
-        if data.manifest != manifest:
-            data.cached.clear()
-        data.manifest = manifest
-        data.replicas[pd] = None
-        self._view(data)
-
-    def _drop_replica(self, data: DataRecord, pd: str) -> None:
-        if pd in data.replicas:
-            del data.replicas[pd]
-            store = self._store(pd)
-            store.units.pop(data.id, None)
-            store.used_nbytes -= data.manifest.nbytes if data.manifest is not None else 0
-            self._view(data)
-            self._tell_replicas(data)
-
-    def _tell_replicas(self, data: DataRecord, **extra: Any) -> None:
-        self._tell(data, None, {"replicas": list(data.replicas), "coming": list(data.busy), **extra})
-
-    def _written(self, data: DataRecord, writer: UnitRecord) -> None:
-        data.writers.discard(writer.id)
-        self._check_ready(data)
-
-    def _check_ready(self, data: DataRecord) -> None:
-        """If a data unit can be read now, let those go on that wait for it."""
-        if data.life.state.is_final or not data.replicas:
+    def job_ended(self, job: str, good: bool, value: Any, nbytes: int) -> None:
+        """A worker or client has carried out a job: of a transfer, or one that a call waits for."""
+        if job not in self._jobs:
+            self.catalogue.transfers.finished(job, good, value, nbytes)
             return
-        self._advance(data, State.Running)
-        self._tell_replicas(data)
-        if not data.is_ready:
-            return
-        waiting, data.waiting = data.waiting, set()
-        for unit in waiting:
+        _, answer = self._jobs.pop(job)
+        if not answer.done():
+            if good:
+                answer.set_result(value)
+            else:
+                answer.set_exception(value)
+
+    def mover_gone(self, mover: str) -> None:
+        """A worker or client is gone, and with it what it was doing for others."""
+        self.catalogue.transfers.mover_gone(mover)
+        for job, (worker, answer) in list(self._jobs.items()):
+            if worker == mover:
+                del self._jobs[job]
+                answer.set_exception(DataError(f"the worker {worker} died while it did a job on files; try again"))
+
+    def inputs_ready(self, units: Collection[str], du: str) -> None:
+        """Compute units waited for a data unit that can be read now."""
+        for unit in units:
             record = self.records.units[unit]
-            record.missing.discard(data.id)
+            record.missing.discard(du)
             if not record.missing and record.runnable and not record.life.state.is_final:
                 self._enqueue(record)
         self._match_soon()
 
-    def _lose(self, data: DataRecord, error: PilotError) -> None:
-        """A data unit will never be complete: whoever waits for it fails with the reason."""
-        if not data.life.state.is_final:
-            data.error = error
-            self._advance(data, State.Failed, error=pickle.dumps(error))
-        waiting, data.waiting = data.waiting, set()
-        for unit in waiting:
+    def inputs_lost(self, units: Collection[str], error: PilotError) -> None:
+        """Compute units waited for a data unit that will never be complete: they fail with the reason."""
+        for unit in units:
             self._loop.call_soon(self._fail, self.records.units[unit], _unreadable(unit, error))
+
+    def _written(self, data: DataRecord, writer: UnitRecord) -> None:
+        data.writers.discard(writer.id)
+        data.is_written = True
+        self.catalogue.check_ready(data)
 
     def _unwritten(self, du: str, writer: UnitRecord) -> InputError:
         """What is wrong with a data unit whose writer has failed or was canceled; `root` is where that began."""
@@ -383,9 +362,11 @@ class Coordinator:
     # ---------------------------------------------------------------- pilots
 
     def _let_reach(self, worker: str, store: StoreRecord) -> None:
-        """Have a worker connect to a store before a unit waits for it."""
+        """Have a worker connect to a store before a unit waits for it, and say whether it sees it as local files."""
         if not store.life.state.is_final and adapter.is_running(self.scheduler, worker):
-            adapter.order(self.scheduler, worker, {"what": "reach", "store": pickle.dumps(store.store)})
+            if store.is_local:
+                store.asked.add(worker)
+            adapter.order(self.scheduler, worker, {"what": "reach", "id": store.id, "store": pickle.dumps(store.store)})
 
     def _out_of_time(self, pilot: PilotRecord) -> None:
         if not pilot.life.state.is_final:
@@ -404,7 +385,7 @@ class Coordinator:
         for record in bound:
             self.matcher.release(record.id)
         self.matcher.remove_pilot(pilot.id)
-        self._advance(pilot, state, error=pickle.dumps(error) if error is not None else None)
+        self.advance(pilot, state, error=pickle.dumps(error) if error is not None else None)
         if state is State.Failed:
             for unit in pilot.units:
                 failure = UnitError(f"{unit} was submitted to {pilot.id}, which failed: {error}")
@@ -425,7 +406,7 @@ class Coordinator:
                 logger.warning("results on the workers of %s could not be moved elsewhere", pilot.id, exc_info=True)
         for worker in workers:
             await self.scheduler.remove_worker(worker, stimulus_id=f"dpilot-cancel-{time.time()}", expected=True)
-        self._tell(pilot, None, {"closed": True})
+        self.tell(pilot, None, {"closed": True})
 
     def _pools(self) -> None:
         """Let the matcher know which pilots each compute data service may use."""
@@ -455,15 +436,6 @@ class Coordinator:
     def _service(self, id: str) -> ServiceRecord:
         return _expect(self.records.find(id), ServiceRecord)
 
-    def _stores_of(self, owner: str) -> list[StoreRecord]:
-        """The stores that a compute data service (or the store or data service itself) may use."""
-        record = self.records.find(owner)
-        if isinstance(record, StoreRecord):
-            return [record]
-        service = _expect(record, ServiceRecord)
-        owners = {owner, *service.members}
-        return [s for s in self.records.stores.values() if s.owner in owners and not s.life.state.is_final]
-
 
 def _matcher() -> Matcher:
     names = {
@@ -484,13 +456,6 @@ def _matcher() -> Matcher:
 
 def _unreadable(unit: str, error: BaseException) -> InputError:
     return InputError(f"{unit} cannot run: {error}", root=error.root if isinstance(error, InputError) else str(error))
-
-
-def store_view(store: StoreRecord) -> StoreView:
-    """What the placement sees of a store."""
-    limit = store.store.nbytes_limit
-    free = None if limit is None else max(0, limit - store.used_nbytes - sum(store.reserved.values()))
-    return StoreView(store.id, store.site, free)
 
 
 def _expect(record: Record, kind: type[R]) -> R:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpilot.data import Manifest, Store
+from dpilot.data import Manifest, Source, Store
 from dpilot.errors import StoreFullError, UnknownObjectError
 from dpilot.placement import Decision, Request, Site
 from dpilot.states import COMPUTE_UNIT, DATA_UNIT, PILOT, SERVICE, Lifecycle
@@ -66,26 +67,38 @@ class PilotRecord(Record):
 class StoreRecord(Record):
     """A store. Its credentials are in `store`, which does not show them, and nowhere else."""
 
-    __slots__ = ("reserved", "site", "store", "units", "used_nbytes")
+    __slots__ = ("asked", "hosts", "opener", "reserved", "site", "store", "units", "used_nbytes")
 
-    def __init__(self, id: str, owner: str, now: float, watchers: set[str], store: Store) -> None:
+    def __init__(self, id: str, owner: str, now: float, watchers: set[str], store: Store, opener: str) -> None:
         super().__init__(id, owner, Lifecycle(SERVICE, now), watchers)
         self.store = store
+        self.opener = opener  # the client that made it
+        self.hosts: set[str] = set()  # workers that see it as local files
+        self.asked: set[str] = set()  # workers that have not said yet whether they do
         self.site = Site(store.datacenter, store.machine)
         self.units: dict[str, None] = {}
         self.used_nbytes = 0
         self.reserved: dict[str, int] = {}
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a directory, which not every machine sees."""
+        return self.store.root.local is not None
+
+    @property
+    def free_nbytes(self) -> int | None:
+        """How many bytes more it may hold; None: without a limit."""
+        limit = self.store.nbytes_limit
+        return None if limit is None else max(0, limit - self.used_nbytes - sum(self.reserved.values()))
+
     def reserve(self, purpose: str, nbytes: int) -> None:
         """Set `nbytes` aside for a transfer, so that several at once cannot over-fill the store."""
-        limit = self.store.nbytes_limit
-        if limit is not None:
-            free = limit - self.used_nbytes - sum(self.reserved.values())
-            if nbytes > free:
-                raise StoreFullError(
-                    f"{nbytes:,} bytes do not fit into {self.id} ({self.store.url}): its size is {limit:,} bytes, "
-                    f"of which {max(free, 0):,} are free; give it a larger size, or remove data units"
-                )
+        limit, free = self.store.nbytes_limit, self.free_nbytes
+        if free is not None and nbytes > free:
+            raise StoreFullError(
+                f"{nbytes:,} bytes do not fit into {self.id} ({self.store.url}): its size is {limit:,} bytes, "
+                f"of which {free:,} are free; give it a larger size, or remove data units"
+            )
         self.reserved[purpose] = nbytes
 
     def snapshot(self) -> dict[str, Any]:
@@ -102,7 +115,19 @@ class StoreRecord(Record):
 class DataRecord(Record):
     """A data unit: its manifest, its replicas, and who writes to it or waits for it."""
 
-    __slots__ = ("busy", "cached", "description", "manifest", "replicas", "sealed", "waiting", "writers")
+    __slots__ = (
+        "busy",
+        "cached",
+        "description",
+        "is_written",
+        "manifest",
+        "replicas",
+        "sealed",
+        "to_fetch",
+        "waiting",
+        "wanted",
+        "writers",
+    )
 
     def __init__(self, id: str, owner: str, now: float, watchers: set[str], description: dict[str, Any]) -> None:
         super().__init__(id, owner, Lifecycle(DATA_UNIT, now), watchers)
@@ -112,8 +137,11 @@ class DataRecord(Record):
         self.writers: set[str] = set()  # compute units that will write to it
         self.waiting: set[str] = set()  # compute units that wait for it
         self.sealed = False
+        self.is_written = False  # whether a compute unit has written it, if nothing but an empty set
+        self.wanted: int = description["replicas"]  # how many replicas it should have
         self.cached: set[Site] = set()  # sites of machines that have it in their cache
-        self.busy: dict[str, None] = {}  # transfers that clients have under way
+        self.busy: dict[str, None] = {}  # stores to which it is on its way
+        self.to_fetch: Mapping[str, Source] | None = None  # files to be brought by a worker, after the client's own
 
     @property
     def is_ready(self) -> bool:
@@ -121,8 +149,9 @@ class DataRecord(Record):
         return (
             bool(self.replicas)
             and not self.writers
+            and self.to_fetch is None
             and self.manifest is not None
-            and (self.sealed or bool(self.manifest.files))
+            and (self.sealed or self.is_written or bool(self.manifest.files))
         )
 
     def snapshot(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ matcher; then the matcher is asked once, at the end of the loop's turn, what to 
 from __future__ import annotations
 
 import logging
+import pickle
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -131,7 +132,7 @@ class PilotPlugin(Calls, SchedulerPlugin):
             for store in self.records.stores.values():
                 self._let_reach(worker, store)
         if is_open and pilot.life.state is State.Pending:
-            self._advance(pilot, State.Running)
+            self.advance(pilot, State.Running)
             if pilot.walltime_s is not None:
                 self._loop.call_later(pilot.walltime_s, self._out_of_time, pilot)
         self._match_soon()
@@ -143,9 +144,22 @@ class PilotPlugin(Calls, SchedulerPlugin):
             return
         pilot.workers.discard(worker)
         self.matcher.remove_worker(pilot.id, worker)
+        for store in self.records.stores.values():
+            store.hosts.discard(worker)
+            store.asked.discard(worker)
+        self.mover_gone(worker)
         if not pilot.workers and not pilot.life.state.is_final:
             self._loop.call_later(_LAST_WORDS_S, self._without_workers, pilot)
         self._match_soon()
+
+    def _sees(self, worker: str, store: str, sees: bool) -> None:
+        """A worker says whether it sees a store as local files."""
+        record = self.records.stores.get(store)
+        if record is not None and worker in record.asked:
+            record.asked.discard(worker)
+            if sees:
+                record.hosts.add(worker)
+            self.catalogue.transfers.pump()
 
     def _without_workers(self, pilot: PilotRecord) -> None:
         if not pilot.workers and not pilot.life.state.is_final:
@@ -158,6 +172,7 @@ class PilotPlugin(Calls, SchedulerPlugin):
         for table in (records.services, records.pilots, records.stores, records.data, records.units):
             for record in table.values():
                 record.watchers.discard(client)
+        self.mover_gone(client)
 
     # ---------------------------------------------------------------- reports of running units
 
@@ -167,17 +182,26 @@ class PilotPlugin(Calls, SchedulerPlugin):
             self.matcher.release(unit)
             self._match_soon()
             return
+        if what == "moved":
+            self.catalogue.transfers.moved(unit, details["nbytes"])
+            return
+        if what == "carried":
+            self.job_ended(unit, details["good"], pickle.loads(details["value"]), details["nbytes"])
+            return
+        if what == "sees":
+            self._sees(worker, unit, details["sees"])
+            return
         record = self.records.units.get(unit)
         if record is None or record.life.state.is_final:
             return
         if what == "staged":
             record.nbytes = tuple(details["nbytes"])
             record.staged_s = details["seconds"]
-            self._advance(record, State.Staging, details["at"] - details["seconds"], pilot=record.pilot)
-            self._advance(record, State.Running, details["at"])
+            self.advance(record, State.Staging, details["at"] - details["seconds"], pilot=record.pilot)
+            self.advance(record, State.Running, details["at"])
             self._learn(record, details)
         elif what == "overdue" and record.worker == worker:
             self._overdue(record, details["error"])
         elif what == "collecting":
-            self._advance(record, State.Running, details["at"], pilot=record.pilot)
-            self._advance(record, State.Staging, details["at"])
+            self.advance(record, State.Running, details["at"], pilot=record.pilot)
+            self.advance(record, State.Staging, details["at"])

@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Protocol
 
 from dask._task_spec import Task, TaskRef
@@ -19,8 +19,11 @@ from distributed import Client, Future, LocalCluster
 
 from dpilot import config
 from dpilot._version import version
+from dpilot.data import Store
 from dpilot.errors import ConnectionLostError, InputError, PilotError, PilotTimeoutError
 from dpilot.runtime import adapter
+from dpilot.runtime.carrier import Carrier
+from dpilot.runtime.places import Place
 from dpilot.runtime.scheduler import PilotPlugin
 from dpilot.runtime.work import Reference, UnitTask
 from dpilot.runtime.worker import UnitPlugin, run_unit
@@ -69,8 +72,8 @@ class Session:
         self.address = adapter.address_of(client)
         self.changed = threading.Condition()
         self.is_lost = False
-        self.is_closing = False  # transfers look at this, and stop
-        self.transfers = ThreadPoolExecutor(8, thread_name_prefix="dpilot-data")
+        self.is_closing = False
+        self.carrier = Carrier(self._tell_of_job, self.reach, int(config.get("data.transfers-per-worker")))
         self._handles: weakref.WeakValueDictionary[str, Follower] = weakref.WeakValueDictionary()
         self._others: dict[str, weakref.WeakSet[Follower]] = {}  # second handles of one object
         self._buffer: list[tuple[UnitTask, str, tuple[Reference, ...], Callable[[Future[Any]], None]]] = []
@@ -166,7 +169,7 @@ class Session:
                     method()
                 except Exception:
                     logger.exception("an object could not be ended in good order")
-        self.transfers.shutdown(wait=False, cancel_futures=True)
+        self.carrier.close()
         self._callbacks.put(None)
         self.client.close()
         if self.cluster is not None:
@@ -312,10 +315,31 @@ class Session:
     def _take_events(self, events: list[Any]) -> None:
         with self.changed:
             for id, state, timestamp, details in events:
+                if id is None:  # not of an object: a job for this process
+                    self._take_job(**details)
+                    continue
                 self._sent.pop(id, None)
                 for handle in self.followers(id):
                     handle.take_event(state, timestamp, details)
             self.changed.notify_all()
+
+    def _take_job(self, what: str, job: str, pickled: bytes = b"") -> None:
+        if what == "carry":
+            self.carrier.take(job, pickled)
+        else:
+            self.carrier.drop(job)
+
+    def _tell_of_job(self, job: str, what: str, **details: Any) -> None:
+        """The carrier tells how far a job is, or what it gave (in a thread)."""
+        with suppress(ConnectionLostError):
+            if what == "moved":
+                self.call("moved", transfer=job, **details)
+            else:
+                self.call("job_ended", job=job, **details | {"value": pickle.loads(details["value"])})
+
+    def reach(self, place: Place) -> Store:
+        """A store in this process: itself, or through the worker that sees it."""
+        return place.store
 
     def _refused(self, keys: Collection[str], reason: str) -> None:
         """Dask did not take a graph: its units have failed before they were known to the plugin."""

@@ -26,6 +26,9 @@ from dpilot import config
 from dpilot.data import Cache, Manifest, Store, download, fetch, link_files, stage_out
 from dpilot.errors import PilotError, StagingError, StateError, StoreFullError, UnitCanceledError, UnitError
 from dpilot.runtime import adapter
+from dpilot.runtime.carrier import Carrier
+from dpilot.runtime.jobs import terms
+from dpilot.runtime.places import Place
 from dpilot.runtime.process import RunningProgram
 from dpilot.runtime.work import Call, Program, Reference, UnitTask, load_arguments
 
@@ -155,7 +158,11 @@ class UnitPlugin(WorkerPlugin):
         elif what == "reach":
             store: Store = pickle.loads(details["store"])
             # In a thread that will run units: file systems of fsspec belong to one thread each.
-            adapter.run_soon(self.worker, lambda: _reach(store))
+            adapter.run_soon(self.worker, lambda: self._reach(details["id"], store))
+        elif what == "carry":
+            self.carrier.take(details["job"], details["pickled"])
+        elif what == "drop":
+            self.carrier.drop(details["job"])
 
     def stop(self, key: str, reservation: str) -> None:
         """The scheduler took a task back: end it, and say when its slots are free."""
@@ -186,6 +193,27 @@ class UnitPlugin(WorkerPlugin):
             del self.runs[key]
         if run.reservation is not None:
             self.tell(run.reservation, "ended")
+
+    def _reach(self, id: str, store: Store) -> None:
+        """Connect to a store before it is needed: for S3 it takes a while. Say whether it is seen as local files."""
+        with suppress(PilotError):  # whoever needs it will be told
+            store.reach()
+        if store.root.local is not None:
+            self.tell(id, "sees", sees=store.is_visible())
+
+    def reach(self, place: Place) -> Store:
+        """A store in this process: itself, or through the worker that sees it."""
+        return place.store
+
+    @cached_property
+    def carrier(self) -> Carrier:
+        """Carries out the scheduler's jobs on files."""
+        return Carrier(self.tell, self.reach, int(config.get("data.transfers-per-worker")))
+
+    def teardown(self, worker: Worker) -> None:
+        """Dask calls this when the worker ends."""
+        if "carrier" in self.__dict__:
+            self.carrier.close()
 
     @cached_property
     def cache(self) -> Cache:
@@ -344,12 +372,6 @@ def _limited(run: _Run) -> Iterator[None]:
         timer.cancel()
 
 
-def _reach(store: Store) -> None:
-    """Connect to a store before it is needed: for S3 it takes a while."""
-    with suppress(PilotError):  # whoever needs it will be told
-        store.reach()
-
-
 def _stage_in(run: _Run, resolve: dict[Reference, Any]) -> tuple[str, ...]:
     """Bring the inputs; returns the names that must not be collected as outputs."""
     task, plugin = run.task, run.plugin
@@ -415,11 +437,10 @@ def _stage_unit(
 def _stage_copy(
     run: _Run, manifest: Manifest, pd: str, store: Store, distance: int, target: Path, staged: _Staged
 ) -> None:
-    transfers = int(config.get("data.transfers"))
 
     def bring(directory: Path) -> None:
         began = time.monotonic()
-        download(store, manifest, directory, max_transfers=transfers, on_bytes=run.check)
+        download(store, manifest, directory, **terms(run.check, run.canceled))
         staged.transfers.append((manifest.du, pd, manifest.nbytes, time.monotonic() - began))
 
     try:
@@ -441,7 +462,8 @@ def _stage_out(run: _Run, exclude: tuple[str, ...]) -> None:
     stores = plugin.ask("outputs", unit=task.id, pilot=plugin.pilot)
     for du, patterns in task.outputs:
         run.check()
-        pd, store, room = stores[du]
+        pd, store, host, room = stores[du]
+        store = plugin.reach(Place(store, host))
         manifest = stage_out(
             directory,
             patterns,
@@ -450,8 +472,7 @@ def _stage_out(run: _Run, exclude: tuple[str, ...]) -> None:
             task.id,
             exclude=exclude,
             room=room,
-            max_transfers=int(config.get("data.transfers")),
-            on_bytes=run.check,
+            **terms(run.check, run.canceled),
         )
         # Asked, not told: the unit is Done only once its outputs are known.
         plugin.ask("collected", unit=task.id, du=du, pd=pd, manifest=manifest)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dpilot import config
-from dpilot.data import Manifest, Source, Store, copy_unit, download, expand_sources, upload
+from dpilot.data import Manifest, Source, Store, download, expand_sources
 from dpilot.descriptions import DataUnitDescription, DataUnitSpec
 from dpilot.errors import DataError, DescriptionError, PilotError, StateError
+from dpilot.runtime.jobs import Fetch, terms
+from dpilot.runtime.places import Place
 from dpilot.runtime.session import Session
 from dpilot.service.handle import Handle, expect_handle
+from dpilot.service.progress import Progress
 from dpilot.states import DATA_UNIT, State
 from dpilot.urls import new_id
 
@@ -56,9 +59,10 @@ class DataUnit(Handle):
     # ---------------------------------------------------------------- making
 
     def _begin(self, session: Session, id: str, timestamp: float | None = None) -> None:
-        self._canceled = threading.Event()
         self._on: list[str] = []  # ids of the stores that have it,
         self._coming: list[str] = []  # and of those to which it is on its way
+        self._moving: list[tuple[str, int, int, float | None]] = []  # store, bytes so far, in all, since when
+        self._verified: dict[str, list[str]] = {}
         super()._begin(session, id, timestamp)
 
     def _adopted(self, snapshot: dict[str, Any]) -> None:
@@ -80,17 +84,11 @@ class DataUnit(Handle):
         unit.name = name
         unit._begin(session, new_id("du"))
         description = {"name": name, "replicas": 1, "datacenter": None, "machine": None, **labels}
-        unit._register("add_data", State.Pending, owner=owner, description=description, nbytes=0, stores=[])
+        unit._register("add_data", State.Pending, owner=owner, description=description, is_output=True)
         return unit
 
     def _submit(self, session: Session, owner: str, description: Mapping[str, Any], stores: list[str] | None) -> None:
         spec: DataUnitSpec = DataUnitDescription.of(description).validate()
-        if spec.register:
-            raise DescriptionError(
-                "register True: files are registered in place in a later release; leave it out to have them copied",
-                field="register",
-                value=True,
-            )
         sources = expand_sources([*spec.file_urls, *spec.file_url_patterns])
         self.name = spec.name
         self._begin(session, new_id("du"))
@@ -100,68 +98,52 @@ class DataUnit(Handle):
             "datacenter": spec.datacenter,
             "machine": spec.machine,
         }
-        nbytes = sum(source.nbytes or 0 for source in sources.values())
-        chosen = self._register(
-            "add_data", State.Pending, owner=owner, description=details, nbytes=nbytes, stores=stores
+        if spec.register:
+            raise DescriptionError("register True: not yet", field="register", value=True)
+        own, others = _split(sources)
+        self._coming, upload = self._register(
+            "add_data",
+            State.Pending,
+            owner=owner,
+            description=details,
+            nbytes=_nbytes(own),
+            sources=others,
+            stores=stores,
         )
-        if chosen:
-            self._coming = chosen
-            session.transfers.submit(self._upload, sources, chosen)
-        elif sources:
-            self._session.call("remove_replica", id=self.id, pd="")
+        if not self._coming and sources:
+            self._session.call("cancel_data", id=self.id)
             raise DataError(
                 f"there is no store to put {len(sources)} files on; create a pilot with a PilotDataService and add "
                 "that to the ComputeDataService first"
             )
+        if upload is not None:
+            session.carrier.start(self._upload, own, upload)
 
-    def _upload(self, sources: Mapping[str, Source], stores: list[str]) -> None:
-        """Copy the sources to the stores (in a thread)."""
-        for pd in stores:
-            try:
-                if sources:
-                    self._session.call("staging", id=self.id)
-                store: Store = self._session.snapshot(pd)["store"]
-                manifest = upload(
-                    sources, store, self.id, max_transfers=int(config.get("data.transfers")), on_bytes=self._check
-                )
-                self._session.call("add_replica", id=self.id, pd=pd, manifest=manifest)
-            except Exception as error:
-                self._replica_failed(pd, error)
-
-    def _replica_failed(self, pd: str, error: Exception) -> None:
-        known = isinstance(error, PilotError)
-        failure = error if known else DataError(f"{self.id} could not be put on {pd}: {error!r}")
-        if not self._session.is_lost:
-            self._session.call("replica_failed", id=self.id, pd=pd, error=failure)
-
-    def _check(self, _nbytes: int) -> None:
-        if self._canceled.is_set() or self._session.is_closing:
-            raise StateError(f"{self.id} was canceled")
+    def _upload(self, sources: Mapping[str, Source], upload: tuple[str, Place, int] | None) -> None:
+        """Copy this client's own files to a store, or, where that fails, to the next one (in a thread)."""
+        while upload is not None:
+            transfer, place, room = upload
+            good, value, nbytes = self._session.carrier.carry_out(transfer, Fetch(self.id, sources, place, room))
+            if self._session.is_lost or self._session.is_closing:
+                return
+            upload = self._session.call(
+                "uploaded",
+                id=self.id,
+                transfer=transfer,
+                good=good,
+                value=value,
+                nbytes=nbytes,
+                client=self._session.client.id,
+            )
 
     def _copy_to(self, pilot_data: Handle) -> None:
-        """Have a replica made on another store, in a thread."""
+        """Have a replica made on another store."""
         with self._session.changed:
             if not self._life.state.is_final:
                 self._error = None  # of an earlier attempt
-        transfer = self._session.call("begin_replica", id=self.id, pd=pilot_data.id)
-        if transfer is None:
-            return
-        with self._session.changed:
-            self._coming = [*self._coming, pilot_data.id]
-        manifest, sources, target = transfer
-        self._session.transfers.submit(self._copy, manifest, sources, target, pilot_data.id)
-
-    def _copy(self, manifest: Manifest, sources: list[Store], target: Store, pd: str) -> None:
-        failure: Exception | None = None
-        for source in sources:
-            try:
-                copied = copy_unit(source, target, manifest, on_bytes=self._check)
-                self._session.call("add_replica", id=self.id, pd=pd, manifest=copied)
-                return
-            except Exception as error:
-                failure = error
-        assert failure is not None
-        self._replica_failed(pd, failure)
+            if pilot_data.id not in self._on:
+                self._coming = [*self._coming, pilot_data.id]
+        self._session.call("replicate", id=self.id, pd=pilot_data.id)
 
     # ---------------------------------------------------------------- what users see
 
@@ -186,8 +168,9 @@ class DataUnit(Handle):
         return manifest
 
     def _replicas(self) -> list[tuple[str, Store]]:
-        replicas: list[tuple[str, Store]] = self._session.call("replicas", id=self.id)
-        return replicas
+        """The stores that have it, as this process reaches them."""
+        replicas: list[tuple[str, Place]] = self._session.call("replicas", id=self.id)
+        return [(pd, self._session.reach(place)) for pd, place in replicas]
 
     def list(self) -> dict[str, dict[str, Any]]:
         """Its files.
@@ -219,40 +202,51 @@ class DataUnit(Handle):
         """Size of its files together, in bytes."""
         return self._manifest().nbytes
 
-    def add_files(self, file_urls: Iterable[str]) -> None:
+    def add_files(self, file_urls: Iterable[str], storage_options: Mapping[str, Any] | None = None) -> None:
         """Add files, to every replica; returns when they are there.
+
+        Parameters
+        ----------
+        file_urls : iterable of str
+            As in :class:`DataUnitDescription`.
+        storage_options : mapping, optional
+            What fsspec needs to read them.
 
         Raises
         ------
+        StateError
+            If it is sealed.
         DataError
             If a source is not there, or the unit has a file of that name already.
         """
-        sources = expand_sources(file_urls)
+        own, others = _split(expand_sources(file_urls))
         self._manifest()
-        nbytes = sum(source.nbytes or 0 for source in sources.values())
-        done: list[Store] = []
-        try:
-            for _, store in self._session.call("reserve", id=self.id, nbytes=nbytes):
-                manifest = upload(sources, store, self.id, on_bytes=self._check)
-                done.append(store)
-            self._session.call("changed", id=self.id, manifest=manifest)
-        except BaseException:
-            for store in done:  # all replicas are the same
-                store.remove_files(self.id, sources)
-            raise
-        finally:
-            self._session.call("unreserve", id=self.id)
+        with self._session.changed:
+            self._error = None
+        upload = self._session.call(
+            "add_files", id=self.id, client=self._session.client.id, nbytes=_nbytes(own), sources=others
+        )
+        with self._session.changed:
+            self._coming = self._coming or [*self._on[:1]]
+        if upload is not None:
+            self._upload(own, upload)
+        self._session.wait_until(lambda: not self._coming, None, self._pending)
+        if self._error is not None:
+            raise self._error
 
     def remove_files(self, names: Iterable[str]) -> None:
         """Remove files, from every replica.
 
         Raises
         ------
+        StateError
+            If it is sealed.
         DataError
             If there is no file of one of the names.
         """
         names = list(names)
         self._manifest()
+        self._session.call("expect_open", id=self.id)
         manifest = None
         for _, store in self._replicas():
             manifest = store.remove_files(self.id, names)
@@ -268,9 +262,71 @@ class DataUnit(Handle):
         expect_handle(pilot_data, Handle._classes["pd"], "pilot_data")
         self._copy_to(pilot_data)
 
+    def remove_pilot_data(self, pilot_data: Handle, force: bool = False) -> None:
+        """Delete a store's replica.
+
+        Parameters
+        ----------
+        pilot_data : PilotData
+        force : bool
+            Whether the last replica may be deleted, too: then the data unit is gone, and Canceled.
+
+        Raises
+        ------
+        DataError
+            If there is no replica, or it is the last one.
+        """
+        expect_handle(pilot_data, Handle._classes["pd"], "pilot_data")
+        place = self._session.call("remove_replica", id=self.id, pd=pilot_data.id, force=force)
+        self._session.reach(place).remove(self.id)
+        self._session.wait_until(lambda: pilot_data.id not in self._on, None, self._pending)
+
+    def move(self, source: Handle, target: Handle) -> None:
+        """Move the replica on one store to another store; returns when it is there.
+
+        The replica at `source` is deleted only once the other one is complete.
+        """
+        expect_handle(source, Handle._classes["pd"], "source")
+        expect_handle(target, Handle._classes["pd"], "target")
+        if source.id not in self._session.snapshot(self.id)["replicas"]:
+            raise DataError(f"{self.id} has no replica on {source.id} to move; its stores: {', '.join(self._on)}")
+        self._copy_to(target)
+        self._wait_for(lambda: target.id in self._on)
+        if source.id != target.id:
+            self.remove_pilot_data(source)
+
+    def verify(self, repair: bool = True, timeout: float | None = None) -> dict[str, Any]:
+        """Read all its replicas through, and compare them with the manifest.
+
+        Parameters
+        ----------
+        repair : bool
+            Whether a replica that is damaged is made anew, from another one.
+        timeout : float, optional
+            In seconds.
+
+        Returns
+        -------
+        dict
+            For each store's id, what is wrong with its replica: a list of sentences, empty where all is well.
+        """
+        with self._session.changed:
+            self._verified.clear()
+        stores: set[str] = set(self._session.call("verify", id=self.id, repair=repair))
+        self._session.wait_until(lambda: stores <= self._verified.keys() and not self._coming, timeout, self._pending)
+        return {pd: self._verified[pd] for pd in sorted(stores)}
+
+    @property
+    def progress(self) -> Progress:
+        """How far its transfers are."""
+        with self._session.changed:
+            return Progress.of(self._moving, time.time())
+
     def list_pilot_data(self) -> list[Any]:  # type: ignore[valid-type]
-        """The stores (PilotData) that have a replica of it."""
-        return [Handle._find(self._session, pd) for pd, _ in self._replicas()]
+        """The stores (PilotData) that have a replica of it. Files that were registered in place lie in none."""
+        replicas = self._session.snapshot(self.id)["replicas"]
+        found = [Handle._find(self._session, pd) for pd in replicas]
+        return [store for store in found if not store.is_registered]
 
     get_pilot_data = list_pilot_data
 
@@ -302,6 +358,8 @@ class DataUnit(Handle):
     def _apply(self, state: str | None, timestamp: float, details: dict[str, Any]) -> None:
         self._on = details.get("replicas", self._on)
         self._coming = details.get("coming", self._coming)
+        self._moving = details.get("moving", self._moving)
+        self._verified |= details.get("verified", {})
         super()._apply(state, timestamp, details)
 
     def export(self, target: str | Path, names: Iterable[str] | None = None) -> Path:
@@ -327,9 +385,10 @@ class DataUnit(Handle):
         manifest = self._manifest()
         chosen = None if names is None else list(names)
         failure: PilotError | None = None
-        for _, store in self._replicas():
+        # What is on this machine's own disk comes first.
+        for _, store in sorted(self._replicas(), key=lambda replica: not replica[1].is_visible()):
             try:
-                download(store, manifest, path, chosen)
+                download(store, manifest, path, chosen, **terms(lambda _: None, threading.Event()))
                 return path
             except PilotError as error:
                 failure = error
@@ -337,6 +396,15 @@ class DataUnit(Handle):
 
     def cancel(self) -> None:
         """Stop its transfers. If it has no replica yet, it is Canceled; replicas that are there stay."""
-        self._canceled.set()
-        if not self._life.state.is_final and self._life.state is not State.Running:
-            self._session.call("remove_replica", id=self.id, pd="")
+        if not self._life.state.is_final and not self._session.is_lost:
+            self._session.call("cancel_data", id=self.id)
+
+
+def _split(sources: Mapping[str, Source]) -> tuple[dict[str, Source], dict[str, Source]]:
+    """Sources that only this machine sees, for all that is known; and those that any worker can read."""
+    own = {name: source for name, source in sources.items() if source.location.local is not None}
+    return own, {name: source for name, source in sources.items() if name not in own}
+
+
+def _nbytes(sources: Mapping[str, Source]) -> int:
+    return sum(source.nbytes or 0 for source in sources.values())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from dpilot.data import Store
 from dpilot.descriptions import PilotDataDescription, StoreSpec, check_coordination_url
-from dpilot.errors import DataError, UnknownObjectError
+from dpilot.errors import ManifestError, UnknownObjectError
 from dpilot.runtime.session import Session
 from dpilot.service.data_unit import DataUnit
 from dpilot.service.handle import Handle, expect_handle
@@ -16,6 +17,8 @@ from dpilot.states import SERVICE, State
 from dpilot.urls import new_id
 
 __all__ = ["PilotData", "PilotDataService"]
+
+logger = logging.getLogger(__name__)
 
 
 class PilotData(Handle):
@@ -43,16 +46,27 @@ class PilotData(Handle):
             options.setdefault("client_keys", [spec.userkey])
         store = Store(
             spec.url, options, datacenter=spec.datacenter, machine=spec.machine, nbytes_limit=spec.size_nbytes
-        ).open()
+        )
+        # A directory of a machine is opened there, if we have a worker on it.
+        is_elsewhere = store.machine is not None and store.root.local is not None
+        opened = session.call("open_store", store=store) if is_elsewhere else None
+        if opened is None:
+            store = store.open()
+            opened = store, store.nbytes_used() if store.nbytes_limit is not None else 0
+        store, used = opened
         pilot = cls.__new__(cls)
         pilot._store = store
         pilot._begin(session, new_id("pd"))
-        used = store.nbytes_used() if spec.size_nbytes is not None else 0
         pilot._register("add_store", State.Running, owner=owner, store=store, used_nbytes=used)
         return pilot
 
     def __repr__(self) -> str:
         return f"<PilotData {self.id}: {self.state}, {self.service_url}>"
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether it is no store, but stands for files that were registered where they lie."""
+        return False
 
     @property
     def service_url(self) -> str:
@@ -104,22 +118,45 @@ class PilotData(Handle):
         """Copy a data unit that is here to another store, and wait for it."""
         expect_handle(pd, PilotData, "pilot data").put_du(du)
 
-    def remove_du(self, du: DataUnit) -> None:
-        """Delete this store's replica of a data unit; with the last replica, the data unit is gone."""
-        if self.id not in [pd for pd, _ in du._replicas()]:
-            raise DataError(f"{du.id} has no replica on {self.id}; its stores: {[pd for pd, _ in du._replicas()]}")
-        self._session.call("remove_replica", id=du.id, pd=self.id)
-        self._store.remove(du.id)
-        self._session.wait_until(lambda: self.id not in du._on, None, du._pending)
+    def remove_du(self, du: DataUnit, force: bool = False) -> None:
+        """Delete this store's replica of a data unit; the last replica only with `force`.
+
+        See :meth:`DataUnit.remove_pilot_data`.
+        """
+        expect_handle(du, DataUnit, "data unit").remove_pilot_data(self, force)
 
     def list_data_units(self) -> list[DataUnit]:
-        """The data units that have a replica here."""
-        return [Handle._find(self._session, du) for du in self._session.snapshot(self.id)["units"]]
+        """The data units that have a replica here, those included that earlier sessions have left."""
+        known = self._session.snapshot(self.id)["units"]
+        store = self._reached()
+        found = self._take_in(store, sorted(set(store.list_units()).difference(known)))
+        return [Handle._find(self._session, du) for du in (*known, *found)]
+
+    def _reached(self) -> Store:
+        return self._session.reach(self._session.call("place", pd=self.id))
+
+    def _take_in(self, store: Store, ids: Iterable[str]) -> list[str]:
+        """Make data units known to the scheduler that were found in the store."""
+        manifests = []
+        for du in ids:
+            try:
+                manifest = store.find_manifest(du)
+            except ManifestError as error:
+                logger.warning("%s is left alone: %s", du, error)
+                continue
+            if manifest is not None:
+                manifests.append(manifest)
+        if not manifests:
+            return []
+        adopted: list[str] = self._session.call(
+            "adopt", pd=self.id, manifests=manifests, client=self._session.client.id
+        )
+        return adopted
 
     def get_du(self, du_url: str) -> DataUnit:
         """The data unit with that id or URL, if it has a replica here."""
         wanted = du_url.rpartition("/")[2]
-        if wanted not in self._session.snapshot(self.id)["units"]:
+        if wanted not in self._session.snapshot(self.id)["units"] and not self._take_in(self._reached(), [wanted]):
             raise UnknownObjectError(f"{wanted} has no replica on {self.id}; list_data_units() tells what is here")
         found: DataUnit = Handle._find(self._session, wanted)
         return found
