@@ -32,7 +32,8 @@ from dpilot.errors import (
     UnknownObjectError,
 )
 from dpilot.placement import Decision
-from dpilot.runtime.worker import StagedData, sandbox
+from dpilot.runtime.staging import StagedData
+from dpilot.runtime.worker import sandbox
 from dpilot.service import (
     Callback,
     ComputeDataService,

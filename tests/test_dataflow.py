@@ -38,6 +38,7 @@ from dpilot import (
     UnitCanceledError,
     UnitError,
 )
+from tests.helpers import eventually
 
 pytestmark = pytest.mark.cluster
 
@@ -306,7 +307,8 @@ def test_a_unit_canceled_while_it_waits_for_another_writer(cds: ComputeDataServi
 
 
 def test_missing_output(cds: ComputeDataService, store: PilotData) -> None:
-    unit = cds.submit_compute_unit(shell("echo 1 > 1.out", output_data=[{"results": ["*.out", "*.dat"]}]))
+    output = [{"results": ["*.out", "*.dat"]}]
+    unit = cds.submit_compute_unit(shell("echo 1 > 1.out", output_data=output, empty_output="error"))
     error = error_of(unit)
     assert isinstance(error, StagingError)
     assert "'*.dat'" in str(error)
@@ -315,6 +317,59 @@ def test_missing_output(cds: ComputeDataService, store: PilotData) -> None:
     assert results.wait(LONG_S) == "Failed"
     assert unit.id in str(results.exception())
     assert store.list_data_units() == []
+
+
+def test_missing_output_is_told(cds: ComputeDataService, store: PilotData, caplog: pytest.LogCaptureFixture) -> None:
+    output = [{"results": ["*.out", "*.dat"]}, {"none": "*.dat"}]
+    with caplog.at_level(logging.WARNING, "dpilot"):
+        unit = cds.submit_compute_unit(shell("echo 1 > 1.out", output_data=output))
+        assert unit.wait(LONG_S) == "Done", unit.exception()
+    assert unit.output_data["results"].list_files() == ["1.out"]
+    (about_results, about_none) = unit.get_details()["warnings"]
+    assert unit.id in about_none
+    assert "'*.dat'" in about_results
+    assert about_results in caplog.text
+    # What was written, if nothing, can be read.
+    assert unit.output_data["none"].list_files() == []
+    reader = cds.submit_compute_unit(shell("ls", input_data=[unit.output_data["none"]]))
+    assert reader.wait(LONG_S) == "Done", reader.exception()
+
+
+def test_a_unit_that_writes_to_its_input(cds: ComputeDataService, store: PilotData, tmp_path: Path) -> None:
+    data = new_data(store, tmp_path)
+    spoil = "chmod u+w $(readlink in.txt); echo more >> in.txt"
+    error = error_of(cds.submit_compute_unit(shell(spoil, input_data=[data])))
+    assert isinstance(error, StagingError)
+    assert "'in.txt'" in str(error)
+    assert "input_mode" in str(error)
+    # There is no replica to repair it from: nobody is given what is wrong.
+    assert isinstance(error_of(cds.submit_compute_unit(shell("cat in.txt", input_data=[data]))), StagingError)
+
+
+def test_a_replica_that_a_unit_has_spoilt_is_made_anew(
+    cds: ComputeDataService, pds: PilotDataService, store: PilotData, tmp_path: Path
+) -> None:
+    data = new_data(store, tmp_path)
+    data.add_pilot_data(pds.create_pilot({"service_url": f"file://{tmp_path / 'second'}"}))
+    data.wait_replicas(2, LONG_S)
+    spoil = "chmod u+w $(readlink in.txt); echo more >> in.txt"
+    assert isinstance(error_of(cds.submit_compute_unit(shell(spoil, input_data=[data]))), StagingError)
+    eventually(lambda: len(data._on) == 2 and not data._coming, "the replica is made anew")
+    assert set(map(tuple, data.verify(timeout=LONG_S).values())) == {()}
+    for directory in ("store", "second"):
+        assert (tmp_path / directory / data.id / "in.txt").read_text() == "input\n"
+
+
+def test_inputs_that_are_copies(cds: ComputeDataService, store: PilotData, tmp_path: Path) -> None:
+    data = new_data(store, tmp_path)
+    unit = cds.submit_compute_unit(
+        shell(
+            "echo more >> in.txt; cat in.txt", input_data=[data], input_mode="copy", output_data=[{"out": "stdout.txt"}]
+        )
+    )
+    assert output(unit) == "input\nmore\n"
+    assert text(data, "in.txt", tmp_path) == "input\n"
+    assert set(map(tuple, data.verify(timeout=LONG_S).values())) == {()}
 
 
 def test_output_without_a_store(pcs: PilotComputeService) -> None:

@@ -8,7 +8,7 @@ from dpilot.data.retry import Retry
 from dpilot.data.sources import Source, expand_sources
 from dpilot.data.staging import link_files, stage_in, stage_out
 from dpilot.data.store import Store
-from dpilot.data.transfer import copy_unit, download, fetch, upload
+from dpilot.data.transfer import copy_files, copy_unit, download, fetch, upload
 from dpilot.data.verify import FileProblem, verify
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "check_name",
     "check_pattern",
     "collect",
+    "copy_files",
     "copy_unit",
     "download",
     "expand_sources",

@@ -90,6 +90,12 @@ class Cache:
         finally:
             os.close(lock)
 
+    def discard(self, manifest: Manifest) -> None:
+        """Throw a data unit out, for it is damaged. Who uses it keeps what it has."""
+        entry = self.root / _entry(manifest)
+        with suppress(FileNotFoundError):
+            _remove(entry)
+
     def _bring(self, entry: Path, manifest: Manifest, bring: Callable[[Path], object]) -> tuple[str, ...]:
         part = entry.with_name(f"{entry.name}.part")
         shutil.rmtree(part, ignore_errors=True)  # of one that was killed
@@ -133,14 +139,18 @@ class Cache:
         lock = os.open(self.root / f"{entry.name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            gone = entry.with_name(f"{entry.name}.{time.time_ns()}.gone")
-            entry.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            _remove(entry)
         except (BlockingIOError, FileNotFoundError):
             return False  # in use, or evicted by another one
         finally:
             os.close(lock)
         return True
+
+
+def _remove(entry: Path) -> None:
+    gone = entry.with_name(f"{entry.name}.{time.time_ns()}.gone")
+    entry.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _entry(manifest: Manifest) -> str:

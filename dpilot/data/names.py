@@ -6,7 +6,7 @@ them pass through :func:`check_name` before they touch a file system.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -119,7 +119,12 @@ def is_within(path: Path, root: Path) -> bool:
     return path.resolve().is_relative_to(root.resolve())
 
 
-def collect(root: Path, patterns: Iterable[str], exclude: Collection[str] = ()) -> dict[str, Path]:
+def collect(
+    root: Path,
+    patterns: Iterable[str],
+    exclude: Collection[str] = (),
+    on_missing: Callable[[str], object] | None = None,
+) -> dict[str, Path]:
     """The regular files below `root` that match.
 
     Parameters
@@ -129,6 +134,8 @@ def collect(root: Path, patterns: Iterable[str], exclude: Collection[str] = ()) 
         Globs, see :func:`check_pattern`. Directories are ignored.
     exclude : collection of str
         Names to pass over, such as those of a unit's inputs.
+    on_missing : callable, optional
+        Told, in a sentence, of each pattern that matches no file; by default that is an error.
 
     Returns
     -------
@@ -147,7 +154,10 @@ def collect(root: Path, patterns: Iterable[str], exclude: Collection[str] = ()) 
     for pattern in patterns:
         matches = [name for name in expand(root, check_pattern(pattern)) if name not in exclude]
         if not matches:
-            raise StagingError(f"no file matches {pattern!r} in {root}; {_inventory(root)}", pattern=pattern)
+            problem = f"no file matches {pattern!r} in {root}; {_inventory(root)}"
+            if on_missing is None:
+                raise StagingError(problem, pattern=pattern)
+            on_missing(problem)
         for name in matches:
             path = root / check_name(name)
             # The path to a match may lead through a linked directory, so ask for every match, not only for links.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from dpilot.data.local import LocalLocation
@@ -150,6 +150,7 @@ def stage_out(
     producer: str,
     *,
     exclude: Collection[str] = (),
+    on_missing: Callable[[str], object] | None = None,
     room: int | None = None,
     max_transfers: int = MAX_TRANSFERS,
     on_bytes: OnBytes | None = None,
@@ -165,7 +166,7 @@ def stage_out(
     ----------
     sandbox : Path
     patterns : iterable of str
-        Globs, see :func:`~dpilot.data.names.check_pattern`; each must match a file.
+        Globs, see :func:`~dpilot.data.names.check_pattern`; each must match a file, unless there is `on_missing`.
     store : Store
     du : str
         The data unit's id.
@@ -173,6 +174,8 @@ def stage_out(
         The compute unit's id.
     exclude : collection of str
         Names not to collect: those of the unit's inputs, which are links out of the sandbox.
+    on_missing : callable, optional
+        Told, in a sentence, of each pattern that matches no file.
     room, max_transfers, on_bytes, retry, stop
         As in :func:`~dpilot.data.transfer.upload`.
 
@@ -189,7 +192,7 @@ def stage_out(
     StoreError, StoreFullError
         If the store cannot be written. Nothing of the attempt is left.
     """
-    found = collect(sandbox, patterns, exclude)
+    found = collect(sandbox, patterns, exclude, on_missing)
     sources = {name: local_source(path) for name, path in found.items()}
     return upload(
         sources,

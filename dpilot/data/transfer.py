@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dpilot.data.local import LocalLocation
 from dpilot.data.locate import locate
+from dpilot.data.location import Location
 from dpilot.data.manifest import FileEntry, Manifest
 from dpilot.data.moves import MAX_TRANSFERS, Move, OnBytes, Terms, carry_out
 from dpilot.data.names import check_names, is_within
@@ -17,7 +18,7 @@ from dpilot.data.sources import Source, expand_sources
 from dpilot.data.store import Store
 from dpilot.errors import DataError, DescriptionError, PilotError, StagingError
 
-__all__ = ["copy_unit", "download", "fetch", "target_directory", "upload"]
+__all__ = ["copy_files", "copy_unit", "download", "fetch", "target_directory", "upload"]
 
 
 def upload(
@@ -198,10 +199,29 @@ def download(
     StagingError
         If links in `target_dir` would lead a file out of it.
     """
-    entries = manifest.files if names is None else [manifest[name] for name in names]
     terms = Terms(max_transfers, on_bytes, retry, stop or threading.Event())
+    return _bring(store.unit(manifest.du), manifest, target_dir, names, terms)
+
+
+def copy_files(
+    directory: Path,
+    manifest: Manifest,
+    target_dir: Path,
+    names: Collection[str] | None = None,
+    *,
+    max_transfers: int = MAX_TRANSFERS,
+    on_bytes: OnBytes | None = None,
+    retry: Retry = RETRY,
+    stop: threading.Event | None = None,
+) -> int:
+    """Copy files of a data unit out of a directory that has them, such as a cache's; else like :func:`download`."""
+    terms = Terms(max_transfers, on_bytes, retry, stop or threading.Event())
+    return _bring(locate(directory, field="directory"), manifest, target_dir, names, terms)
+
+
+def _bring(unit: Location, manifest: Manifest, target_dir: Path, names: Collection[str] | None, terms: Terms) -> int:
+    entries = manifest.files if names is None else [manifest[name] for name in names]
     root = target_directory(target_dir, (entry.name for entry in entries))
-    unit = store.unit(manifest.du)
     moves = [Move(e.name, unit.child(e.name), root.child(e.name), e.nbytes, e, mode=0o666) for e in entries]
     try:
         return sum(entry.nbytes for entry in carry_out(moves, terms))

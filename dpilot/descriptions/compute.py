@@ -92,8 +92,18 @@ class ComputeUnitSpec:
     input_data: tuple[Any, ...] = key(
         p.data_units, "data units (handles or URLs) to stage into the sandbox", default=()
     )
+    input_mode: Literal["link", "copy"] = key(
+        p.one_of("link", "copy"),
+        'whether input files are links, not to be written ("link"), or the unit\'s own copies ("copy")',
+        default="link",
+    )
     output_data: tuple[Output, ...] = key(
         p.outputs, "list of {data unit: glob or [globs]}; a name makes a new data unit", default=()
+    )
+    empty_output: Literal["warn", "error"] = key(
+        p.one_of("warn", "error"),
+        'whether an output glob that matches no file is told ("warn"), or makes the unit fail ("error")',
+        default="warn",
     )
     file_transfer: tuple[FileTransfer, ...] = key(
         p.file_transfers, '"SOURCE > TARGET" strings; TARGET lies in the sandbox', default=()

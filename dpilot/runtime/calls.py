@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from dpilot._version import version
-from dpilot.data import Manifest, Store
+from dpilot.data import Manifest
 from dpilot.errors import (
     DataError,
     PilotError,
@@ -21,9 +21,10 @@ from dpilot.errors import (
 from dpilot.placement import Decision, nearest_store
 from dpilot.runtime import adapter
 from dpilot.runtime.catalogue import store_view
-from dpilot.runtime.coordinator import Inputs
 from dpilot.runtime.data_calls import DataCalls
+from dpilot.runtime.places import Place
 from dpilot.runtime.records import PilotRecord, ServiceRecord, UnitRecord
+from dpilot.runtime.staging import Inputs
 from dpilot.states import State
 
 __all__ = ["Calls"]
@@ -130,16 +131,16 @@ class Calls(DataCalls):
     # -- compute units
 
     def call_inputs(self, unit: str, pilot: str) -> Inputs:
-        """For each input of a unit: its manifest, and where to bring it from; see :data:`Inputs`."""
+        """For each input of a unit: its manifest, and where to bring it from."""
         return self._inputs(self._unit(unit), self._pilot(pilot))
 
-    async def call_outputs(self, unit: str, pilot: str) -> dict[str, tuple[str, Store, str | None, int | None]]:
+    async def call_outputs(self, unit: str, pilot: str) -> dict[str, tuple[str, Place, int | None]]:
         """Where each output of a unit goes: the store that has the data unit, else the nearest one.
 
         The data units are the unit's to write until it ends: of several writers, the others wait here.
         """
         record, site = self._unit(unit), self._pilot(pilot).site
-        answer: dict[str, tuple[str, Store, str | None, int | None]] = {}
+        answer: dict[str, tuple[str, Place, int | None]] = {}
         attempt = record.attempt
         for du in sorted(record.outputs):
             await self._writing[du].acquire()
@@ -155,8 +156,7 @@ class Calls(DataCalls):
                 raise DataError(
                     f"data unit {du} can be put nowhere: {data.owner} has no store with room; add a PilotData"
                 )
-            place = self.catalogue.place(pd)
-            answer[du] = (pd, place.store, place.host, self._store(pd).free_nbytes)
+            answer[du] = (pd, self.catalogue.place(pd), self._store(pd).free_nbytes)
         return answer
 
     def call_collected(self, unit: str, du: str, pd: str, manifest: Manifest) -> None:

@@ -70,14 +70,18 @@ class Catalogue:
             (*(self._records.stores[pd].site for pd in data.replicas), *data.cached),
         )
 
-    def add_replica(self, data: DataRecord, pd: str, manifest: Manifest) -> None:
-        """A store has a replica now, or another version of it. Those of other versions are replicas no more."""
+    def add_replica(self, data: DataRecord, pd: str, manifest: Manifest, is_counted: bool = False) -> None:
+        """A store has a replica now, or another version of it. Those of other versions are replicas no more.
+
+        `is_counted`: whether its bytes are in what is known to be used of the store.
+        """
         for other in [other for other in data.replicas if other != pd and data.manifest != manifest]:
             self.drop_replica(data, other)
             data.busy[other] = None  # to be made anew, from this one
         store = self._records.stores[pd]
         before = data.manifest.nbytes if data.manifest is not None and pd in data.replicas else 0
-        store.used_nbytes += manifest.nbytes - before
+        if not is_counted:
+            store.used_nbytes += manifest.nbytes - before
         store.units[data.id] = None
         if data.manifest != manifest:
             data.cached.clear()
@@ -173,13 +177,13 @@ class Catalogue:
             return
         if data.manifest is None or not data.replicas:
             raise DataError(f"{data.id} has no replica yet to copy to {pd}; wait() for it first")
-        self._records.stores[pd].reserve(data.id, data.manifest.nbytes)
-        data.busy[pd] = None
         self._copy(data, pd, afresh)
+        data.busy[pd] = None
         self.tell(data)
 
     def _copy(self, data: DataRecord, pd: str, afresh: bool = False) -> None:
         assert data.manifest is not None
+        self._records.stores[pd].reserve(data.id, data.manifest.nbytes)
         transfer = Transfer("copy", data.id, pd, data.manifest.nbytes)
         transfer.afresh = afresh
         self.transfers.submit(transfer)
@@ -195,9 +199,12 @@ class Catalogue:
     def _replenish(self, data: DataRecord) -> None:
         """Make the copies that were to follow the first replica, and those that are wanted beyond them."""
         under_way = {t.target for t in self.transfers.of(data.id)}
-        for pd in data.busy:
-            if pd not in under_way:
+        for pd in [pd for pd in data.busy if pd not in under_way]:
+            try:
                 self._copy(data, pd)
+            except StoreFullError as error:
+                del data.busy[pd]
+                self.tell(data, error=pickle.dumps(error))
         there = {*data.replicas, *data.busy}
         assert data.manifest is not None
         if data.manifest.files and len(there) < data.wanted:
@@ -310,7 +317,7 @@ class Catalogue:
             elif data.life.state.is_final or (data.replicas and data.manifest != manifest):
                 logger.warning("%s has another version of %s than is known; it is left alone", pd, manifest.du)
                 continue
-            self.add_replica(data, pd, manifest)
+            self.add_replica(data, pd, manifest, is_counted=self._records.stores[pd].store.nbytes_limit is not None)
             self.check_ready(data)
             found.append(manifest.du)
         return found

@@ -19,7 +19,6 @@ from distributed import Scheduler
 from distributed.scheduler import TaskState
 
 from dpilot import config
-from dpilot.data import Manifest, Store
 from dpilot.errors import (
     DataError,
     InputError,
@@ -39,16 +38,14 @@ from dpilot.placement import (
 from dpilot.runtime import adapter
 from dpilot.runtime.catalogue import Catalogue
 from dpilot.runtime.records import DataRecord, PilotRecord, Record, Records, ServiceRecord, StoreRecord, UnitRecord
+from dpilot.runtime.staging import Inputs, Replica
 from dpilot.runtime.work import Program, UnitTask
 from dpilot.states import State
 
-__all__ = ["Coordinator", "Inputs"]
+__all__ = ["Coordinator"]
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Record)
-
-#: Data unit -> its manifest, and its replicas, nearest first: store's id, store, distance, whether it may be linked.
-Inputs = dict[str, tuple[Manifest, list[tuple[str, Store, int, bool]]]]
 
 #: How long a unit may have been at its worker before clients are told that it runs: most tiny units
 #: have ended by then, and one message tells both.
@@ -275,9 +272,18 @@ class Coordinator:
                 raise InputError(f"data unit {du} has lost its replicas since {record.id} was placed")
             stores = [self._store(pd) for pd in data.replicas]
             stores.sort(key=lambda store: (self.matcher.policy.links.rank(store.site, pilot.site), store.id))
-            rows = [(s.id, s.store, int(s.site.distance(pilot.site)), _may_link(s.site, pilot.site)) for s in stores]
+            rows = [
+                Replica(
+                    s.id, self.catalogue.place(s.id), int(s.site.distance(pilot.site)), _may_link(s.site, pilot.site)
+                )
+                for s in stores
+            ]
             answer[du] = (data.manifest, rows)
         return answer
+
+    def _replica(self, store: StoreRecord, site: Site) -> Replica:
+        distance = int(store.site.distance(site))
+        return Replica(store.id, self.catalogue.place(store.id), distance, _may_link(store.site, site))
 
     def _tell_begun(self) -> None:
         begun, self._begun = self._begun, []
@@ -337,6 +343,18 @@ class Coordinator:
         """Compute units waited for a data unit that will never be complete: they fail with the reason."""
         for unit in units:
             self._loop.call_soon(self._fail, self.records.units[unit], _unreadable(unit, error))
+
+    def warn(self, record: UnitRecord, text: str) -> None:
+        """Something about a unit that its owner should know, though the unit goes on."""
+        logger.warning("%s", text)
+        record.warnings = (*record.warnings, text)
+        self.tell(record, None, {"warning": text})
+
+    def suspect(self, du: str, pd: str) -> None:
+        """A unit found a replica damaged: have it read through, and made anew."""
+        data = self.records.data.get(du)
+        if data is not None and pd in data.replicas:
+            self.catalogue.verify(data, pd, repair=True)
 
     def _written(self, data: DataRecord, writer: UnitRecord) -> None:
         data.writers.discard(writer.id)

@@ -186,6 +186,7 @@ class UnitRecord(Record):
         "result",
         "runnable",
         "staged_s",
+        "warnings",
         "worker",
     )
 
@@ -207,6 +208,7 @@ class UnitRecord(Record):
         self.nbytes = (0, 0, 0)  # of input, by the distance they were read from
         self.staged_s = 0.0  # how long that took
         self.result: bytes | None = None
+        self.warnings: tuple[str, ...] = ()
 
     def snapshot(self) -> dict[str, Any]:
         """What a handle is made from."""
@@ -221,6 +223,7 @@ class UnitRecord(Record):
             "outputs": self.outputs,
             "directory": self.directory,
             "slots": self.request.slots,
+            "warnings": self.warnings,
         }
 
 

@@ -194,7 +194,11 @@ class PilotPlugin(Calls, SchedulerPlugin):
         record = self.records.units.get(unit)
         if record is None or record.life.state.is_final:
             return
-        if what == "staged":
+        if what == "warning":
+            self.warn(record, details["text"])
+        elif what == "damaged":
+            self.suspect(details["du"], details["pd"])
+        elif what == "staged":
             record.nbytes = tuple(details["nbytes"])
             record.staged_s = details["seconds"]
             self.advance(record, State.Staging, details["at"] - details["seconds"], pilot=record.pilot)

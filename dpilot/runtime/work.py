@@ -64,6 +64,10 @@ class UnitTask:
     walltime_s : float or None
     directory : str or None
         Where to run instead of a sandbox of its own.
+    copy_inputs : bool
+        Whether input files are copies of the unit's own, not links.
+    needs_outputs : bool
+        Whether an output glob that matches no file is an error.
     """
 
     id: str
@@ -77,6 +81,8 @@ class UnitTask:
     transfers: tuple[tuple[str, str], ...] = ()
     walltime_s: float | None = None
     directory: str | None = None
+    copy_inputs: bool = False
+    needs_outputs: bool = False
 
     def __dask_tokenize__(self) -> str:
         # Dask hashes what is in a graph; the id says it all, and hashing the rest would take a third of a submission.

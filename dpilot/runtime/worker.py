@@ -10,64 +10,33 @@ import contextvars
 import pickle
 import shutil
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import quote
 
 from dask.sizeof import sizeof
 from distributed import Worker, WorkerPlugin
 
 from dpilot import config
-from dpilot.data import Cache, Manifest, Store, download, fetch, link_files, stage_out
-from dpilot.errors import PilotError, StagingError, StateError, StoreFullError, UnitCanceledError, UnitError
+from dpilot.data import Cache, Store
+from dpilot.errors import PilotError, StagingError, StateError, UnitCanceledError, UnitError
 from dpilot.runtime import adapter
 from dpilot.runtime.carrier import Carrier
 from dpilot.runtime.jobs import terms
 from dpilot.runtime.places import Place
 from dpilot.runtime.process import RunningProgram
+from dpilot.runtime.staging import Inputs, Staging
 from dpilot.runtime.work import Call, Program, Reference, UnitTask, load_arguments
 
-__all__ = ["PLUGIN", "StagedData", "UnitPlugin", "run_unit", "sandbox"]
+__all__ = ["PLUGIN", "UnitPlugin", "run_unit", "sandbox"]
 
 PLUGIN = "dpilot-units"
 #: A result whose pickle is not larger travels with the message of the unit's success.
 SMALL_NBYTES = 4096
-
-
-class StagedData:
-    """A data unit as a function receives it: its files, on this machine's disk, read-only.
-
-    Parameters
-    ----------
-    id : str
-        The data unit's id.
-    path : Path
-        The directory that holds the files.
-    names : sequence of str
-        Their names.
-    """
-
-    def __init__(self, id: str, path: Path, names: tuple[str, ...]) -> None:
-        self.id = id
-        self.path = path
-        self.files: Mapping[str, str] = {name: str(path / name) for name in names}
-
-    def __repr__(self) -> str:
-        return f"<StagedData {self.id}: {len(self.files)} files in {self.path}>"
-
-    def open(self, name: str, mode: str = "rb") -> IO[Any]:
-        """Open one of the files for reading."""
-        if name not in self.files:
-            known = ", ".join(sorted(self.files)[:10]) or "none"
-            raise UnitError(f"data unit {self.id} has no file {name!r}; its files: {known}")
-        if set(mode) - set("rbt"):
-            raise UnitError(f"mode {mode!r}: inputs are read-only; open it with 'rb' or 'r'")
-        return Path(self.files[name]).open(mode)
 
 
 class _Run:
@@ -80,6 +49,7 @@ class _Run:
         self.canceled = threading.Event()
         self.reservation: str | None = None  # what the scheduler holds for it since it was stopped
         self.held = ExitStack()  # what it uses of the machine's cache
+        self._stops: list[threading.Event] = []  # of its transfers
         self._lock = threading.Lock()
         self._directory: Path | None = None
 
@@ -87,6 +57,8 @@ class _Run:
         """Stop it: called in the worker's event loop."""
         with self._lock:
             self.canceled.set()
+            for stop in self._stops:
+                stop.set()
             if self.program is not None:
                 self.program.stop(config.seconds("unit.grace-period"))
 
@@ -94,6 +66,14 @@ class _Run:
         """Raise if the unit was canceled; transfers call it for every chunk."""
         if self.canceled.is_set():
             raise UnitCanceledError(f"{self.task.id} was canceled")
+
+    def terms(self) -> dict[str, Any]:
+        """The terms of a transfer for this unit, which ends when the unit is canceled."""
+        stop = threading.Event()
+        with self._lock:
+            self.check()
+            self._stops.append(stop)
+        return terms(self.check, stop)
 
     def start(self, program: Program, environment: Mapping[str, str]) -> RunningProgram:
         directory = self.directory()
@@ -230,7 +210,7 @@ class UnitPlugin(WorkerPlugin):
             self._directory = str(self.ask("pilot_directory", pilot=self.pilot))
         return self._directory
 
-    def inputs(self, task: UnitTask) -> dict[str, tuple[Manifest, list[tuple[str, Store, int, bool]]]]:
+    def inputs(self, task: UnitTask) -> Inputs:
         """Where a unit's inputs are: as the scheduler said when it sent the unit."""
         expected = self._expected.pop(task.id, None)
         if expected is None:
@@ -327,10 +307,23 @@ def _errors_told(run: _Run) -> Iterator[None]:
 
 
 def _run(run: _Run, resolve: dict[Reference, Any]) -> Any:
-    task, plugin = run.task, run.plugin
-    exclude: tuple[str, ...] = ()
+    task = run.task
     if task.request.inputs or task.outputs or task.transfers:
-        exclude = _stage_in(run, resolve)
+        staging = Staging(task, run)
+        staging.bring(resolve)
+        try:
+            value = _work(run, resolve)
+        finally:
+            error = staging.written_input()
+        if error is not None:
+            raise error
+        staging.collect()
+        return value
+    return _work(run, resolve)
+
+
+def _work(run: _Run, resolve: dict[Reference, Any]) -> Any:
+    task, plugin = run.task, run.plugin
     if isinstance(task.work, Program):
         environment = {
             "DPILOT_UNIT": task.id,
@@ -341,16 +334,12 @@ def _run(run: _Run, resolve: dict[Reference, Any]) -> Any:
         program = run.start(task.work, environment)
         program.wait(task.walltime_s, int(config.get("unit.stderr-lines")))
         run.check()
-        value = None
-    else:
-        assert isinstance(task.work, Call)
-        function = plugin.function(task.work.function)
-        args, kwargs = load_arguments(task.work.arguments, resolve)
-        with _limited(run):
-            value = function(*args, **kwargs)
-    if task.outputs:
-        _stage_out(run, exclude)
-    return value
+        return None
+    assert isinstance(task.work, Call)
+    function = plugin.function(task.work.function)
+    args, kwargs = load_arguments(task.work.arguments, resolve)
+    with _limited(run):
+        return function(*args, **kwargs)
 
 
 @contextmanager
@@ -370,112 +359,6 @@ def _limited(run: _Run) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-def _stage_in(run: _Run, resolve: dict[Reference, Any]) -> tuple[str, ...]:
-    """Bring the inputs; returns the names that must not be collected as outputs."""
-    task, plugin = run.task, run.plugin
-    directory = run.directory()
-    names: list[str] = []
-    staged = _Staged()
-    began = time.time()
-    for source, target in task.transfers:
-        fetch(source, directory / target, on_bytes=run.check)
-    inputs = plugin.inputs(task) if task.request.inputs else {}
-    for du, (manifest, replicas) in inputs.items():
-        run.check()
-        own = du not in task.staged
-        place = directory / ".inputs" / du if own else directory
-        _stage_unit(run, manifest, replicas, place, staged)
-        resolve[Reference("data", du)] = StagedData(du, place, manifest.names)
-        if not own:
-            names += manifest.names
-    if inputs:
-        plugin.tell(task.id, "staged", seconds=time.time() - began, at=time.time(), **vars(staged))
-    return tuple(names)
-
-
-class _Staged:
-    """What was staged for a unit: told to the scheduler, which learns from it."""
-
-    def __init__(self) -> None:
-        self.nbytes = [0, 0, 0]  # by the distance that they came from
-        self.transfers: list[tuple[str, str, int, float]] = []  # data unit, store, bytes, seconds
-        self.evicted: list[str] = []
-
-
-def _stage_unit(
-    run: _Run, manifest: Manifest, replicas: list[tuple[str, Store, int, bool]], target: Path, staged: _Staged
-) -> None:
-    """Stage one data unit from its nearest replica, or, where that fails, from the next one.
-
-    It is linked where the store is on this machine, else to the machine's cache, into which it is brought once.
-    """
-    failures: list[PilotError] = []
-    for pd, store, distance, link in replicas:
-        try:
-            local = store.local_path(manifest.du) if link else None
-            if local is not None:
-                link_files(manifest, local, target)
-                staged.nbytes[0] += manifest.nbytes
-            else:
-                _stage_copy(run, manifest, pd, store, distance, target, staged)
-        except UnitError:
-            raise
-        except PilotError as error:
-            failures.append(error)
-        else:
-            return
-    if not failures:
-        raise StagingError(f"data unit {manifest.du} has no replica to stage {run.task.id} from")
-    raise StagingError(
-        f"data unit {manifest.du} could not be staged for {run.task.id} from any of its {len(failures)} replicas; "
-        f"the last failure: {failures[-1]}"
-    ) from failures[-1]
-
-
-def _stage_copy(
-    run: _Run, manifest: Manifest, pd: str, store: Store, distance: int, target: Path, staged: _Staged
-) -> None:
-
-    def bring(directory: Path) -> None:
-        began = time.monotonic()
-        download(store, manifest, directory, **terms(run.check, run.canceled))
-        staged.transfers.append((manifest.du, pd, manifest.nbytes, time.monotonic() - began))
-
-    try:
-        cached = run.held.enter_context(run.plugin.cache.hold(manifest, bring))
-    except StoreFullError:
-        bring(target)  # too large for the cache
-        staged.nbytes[distance] += manifest.nbytes
-        return
-    link_files(manifest, cached.path, target)
-    staged.nbytes[distance if cached.brought else 0] += manifest.nbytes
-    staged.evicted += cached.evicted
-
-
-def _stage_out(run: _Run, exclude: tuple[str, ...]) -> None:
-    task, plugin = run.task, run.plugin
-    directory = run.directory()
-    if isinstance(task.work, Program):
-        plugin.tell(task.id, "collecting", at=time.time())
-    stores = plugin.ask("outputs", unit=task.id, pilot=plugin.pilot)
-    for du, patterns in task.outputs:
-        run.check()
-        pd, store, host, room = stores[du]
-        store = plugin.reach(Place(store, host))
-        manifest = stage_out(
-            directory,
-            patterns,
-            store,
-            du,
-            task.id,
-            exclude=exclude,
-            room=room,
-            **terms(run.check, run.canceled),
-        )
-        # Asked, not told: the unit is Done only once its outputs are known.
-        plugin.ask("collected", unit=task.id, du=du, pd=pd, manifest=manifest)
 
 
 def _tell_result(plugin: UnitPlugin, key: str, value: Any) -> None:

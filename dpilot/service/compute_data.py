@@ -29,7 +29,9 @@ __all__ = [
 #: Names of keyword arguments of :meth:`ComputeDataService.submit` that describe the unit, not the call.
 _UNIT_KEYS = (
     "input_data",
+    "input_mode",
     "output_data",
+    "empty_output",
     "affinity_datacenter_label",
     "affinity_machine_label",
     "affinity",
@@ -180,9 +182,10 @@ class ComputeDataService(Handle):
         function : callable
         *args, **kwargs
             Its arguments. A data unit among them arrives as a :class:`StagedData`, a compute unit or Dask future
-            as its result, also inside lists and other objects. The keyword arguments ``input_data``, ``output_data``,
-            ``affinity_datacenter_label``, ``affinity_machine_label``, ``affinity``, ``number_of_processes``,
-            ``retries``, ``priority``, ``name`` and ``walltime`` are the unit's, as in its description.
+            as its result, also inside lists and other objects. The keyword arguments ``input_data``, ``input_mode``,
+            ``output_data``, ``empty_output``, ``affinity_datacenter_label``, ``affinity_machine_label``, ``affinity``,
+            ``number_of_processes``, ``retries``, ``priority``, ``name`` and ``walltime`` are the unit's, as in its
+            description.
 
         Returns
         -------
@@ -284,6 +287,20 @@ class ComputeDataService(Handle):
         self._session.settle()
         reasons: dict[str, str] = self._session.call("why_waiting", ids=list(self._units))
         return reasons
+
+    def transfers(self) -> list[dict[str, Any]]:
+        """The transfers of its data units, and of those of its data services: the last 10,000, and those to come.
+
+        Returns
+        -------
+        list of dict
+            ``kind`` (upload, fetch, copy or verify), ``du``, ``source``, ``target`` (stores' ids), ``mover`` (a worker's
+            address, or a client's id), ``nbytes`` in all and ``moved`` so far, ``predicted_s``, the times ``submitted``,
+            ``began`` and ``ended`` (seconds since the epoch), and ``error``.
+        """
+        owners = [self.id, *self._services, *(store.id for store in self.list_pilot_data())]
+        rows: list[dict[str, Any]] = self._session.call("transfers", owners=owners)
+        return rows
 
     def get_details(self) -> dict[str, Any]:
         """How many units are in which state, and the ids of all that belongs to it."""

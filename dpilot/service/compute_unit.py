@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 import time
@@ -20,6 +21,8 @@ from dpilot.states import COMPUTE_UNIT, State
 from dpilot.urls import ObjectURL, new_id
 
 __all__ = ["ComputeUnit", "Submission"]
+
+logger = logging.getLogger(__name__)
 
 
 class ComputeUnit(Handle):
@@ -71,6 +74,8 @@ class ComputeUnit(Handle):
         result = details.get("result")
         if result is not None:
             self._result = result
+        if "warning" in details:
+            logger.warning("%s", details["warning"])
         super()._apply(state, timestamp, details)
 
     # ---------------------------------------------------------------- what users see
@@ -274,6 +279,8 @@ class Submission:
             tuple((_absolute(transfer.source), transfer.target) for transfer in spec.file_transfer),
             spec.walltime_s,
             spec.working_directory,
+            spec.input_mode == "copy",
+            spec.empty_output == "error",
         )
         for output in spec.output_data:
             if isinstance(output.target, Handle) or "://" in str(output.target):

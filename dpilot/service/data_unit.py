@@ -359,7 +359,7 @@ class DataUnit(Handle):
         self._on = details.get("replicas", self._on)
         self._coming = details.get("coming", self._coming)
         self._moving = details.get("moving", self._moving)
-        self._verified |= details.get("verified", {})
+        self._verified |= {pd: list(problems) for pd, problems in details.get("verified", {}).items()}
         super()._apply(state, timestamp, details)
 
     def export(self, target: str | Path, names: Iterable[str] | None = None) -> Path:
