@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -138,6 +139,17 @@ class LocalLocation(Location):
                 for top, _, names in os.walk(self.path)
                 for path in map(Path(top).joinpath, names)
             }
+
+    def ages(self) -> dict[str, float]:
+        """How long ago the files at any depth below were changed: relative name to seconds."""
+        now = time.time()
+        with self.errors("list"):
+            found = {}
+            for top, _, names in os.walk(self.path):
+                for path in map(Path(top).joinpath, names):
+                    with suppress(FileNotFoundError):  # renamed or removed meanwhile
+                        found[os.path.relpath(path, self.path)] = now - path.lstat().st_mtime
+            return found
 
     def remove(self) -> None:
         """Remove a file, if it is there."""

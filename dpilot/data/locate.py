@@ -42,7 +42,7 @@ def locate(url: str | os.PathLike[str], options: Mapping[str, Any] | None = None
     ----------
     url : str or path
         A path, ``file://`` followed by an absolute or relative path (with or without ``localhost``), or any
-        URL of a protocol that fsspec knows. ``ssh://localhost/PATH`` is a path on this machine.
+        URL of a protocol that fsspec knows. ``ssh://localhost/PATH`` without options is a path on this machine.
     options : mapping, optional
         What fsspec needs to reach it.
     field : str
@@ -78,7 +78,7 @@ def locate(url: str | os.PathLike[str], options: Mapping[str, Any] | None = None
     protocol, rest = match["protocol"].lower(), match["rest"]
     if protocol in ("file", "local", "ssh"):
         host, slash, path = rest.partition("/")
-        if host in _LOCAL_HOSTS:
+        if host in _LOCAL_HOSTS and not (protocol == "ssh" and host and options):
             return _local(slash + path) if slash else refuse("names no path")
         if protocol != "ssh":  # a relative path
             return _local(rest)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import io
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -41,6 +43,8 @@ _MAX_PARTS = 9_000  # S3 takes 10,000
 
 #: What file systems of fsspec tell of a file that changes with its content.
 _VERSION = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "modified", "created")
+#: What they tell of when: a datetime, or seconds since the epoch.
+_CHANGED = ("mtime", "LastModified", "last_modified", "modified", "created")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 Chunks = Iterable[bytes | memoryview]
@@ -72,11 +76,12 @@ class Location:
     """A file or directory that fsspec reaches.
 
     Stores, transfers and staging know a place by these methods only, so a subclass that has them is a place like any
-    other: ``read_bytes``, ``write_bytes``, ``read``, ``write``, ``open`` for files, ``prepare``, ``exists``,
-    ``subdirectories``, ``sizes``, ``remove``, ``prune``, ``remove_tree`` for what is there, each as documented here.
-    A subclass that overrides all of them needs no ``fs``. Places pickle, and several threads may use one.
-    Whatever goes wrong in a method is raised as a :class:`~dpilot.errors.StoreError` made by :meth:`error`; that a
-    file is not there is an error for ``read`` and ``open`` only.
+    other: ``read_bytes``, ``write_bytes``, ``read``, ``write``, ``open``, ``version``, ``copy_within`` for files,
+    ``prepare``, ``exists``, ``subdirectories``, ``sizes``, ``ages``, ``remove``, ``prune``, ``remove_tree`` for what
+    is there, each as documented here. A subclass that overrides all of them but those that do nothing needs no ``fs``.
+    Places pickle, and several threads may use one. Whatever goes wrong in a method is raised as a
+    :class:`~dpilot.errors.StoreError` made by :meth:`error`; that a file is not there is an error for ``read``,
+    ``open`` and ``version`` only.
 
     Parameters
     ----------
@@ -280,6 +285,20 @@ class Location:
             found = self.fs.find(self.path, detail=True)
             prefix = f"{self.path}/"
             return {path[len(prefix) :]: row.get("size") for path, row in found.items() if path.startswith(prefix)}
+
+    def ages(self) -> dict[str, float]:
+        """How long ago the files at any depth below were changed: relative name to seconds, where that is known."""
+        with self.errors("list"):
+            self.fs.invalidate_cache(self.path)
+            found = self.fs.find(self.path, detail=True)
+        return self._ages({path.removeprefix(f"{self.path}/"): row for path, row in found.items()})
+
+    @staticmethod
+    def _ages(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+        now = time.time()
+        times = {name: next((row[key] for key in _CHANGED if row.get(key)), None) for name, row in rows.items()}
+        seconds = {name: at.timestamp() if isinstance(at, datetime) else at for name, at in times.items()}
+        return {name: now - at for name, at in seconds.items() if isinstance(at, int | float)}
 
     def remove(self) -> None:
         """Remove a file, if it is there."""

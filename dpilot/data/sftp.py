@@ -85,10 +85,15 @@ class SftpLocation(Location):
         with self.errors("list"):
             return {name: row["size"] for name, row in _walk(self.fs, self.path, "")}
 
+    def ages(self) -> dict[str, float]:
+        """How long ago the files at any depth below were changed: relative name to seconds."""
+        with self.errors("list"):
+            return self._ages(dict(_walk(self.fs, self.path, "")))
+
     def remove_tree(self) -> None:
         """Remove everything below, and the directory itself."""
         with self.errors("remove"), suppress(FileNotFoundError):
-            self.fs.rm(self.path, recursive=True)
+            _remove(self.fs, self.path)
 
 
 def _walk(fs: Any, path: str, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -103,6 +108,16 @@ def _walk(fs: Any, path: str, prefix: str) -> Iterator[tuple[str, dict[str, Any]
             yield from _walk(fs, row["name"], f"{prefix}{name}/")
         else:
             yield prefix + name, row
+
+
+def _remove(fs: Any, path: str) -> None:
+    # asyncssh's rmtree() refuses names with a backslash.
+    for row in fs.ls(path, detail=True):
+        if row["type"] == "directory":
+            _remove(fs, row["name"])
+        else:
+            fs.rm_file(row["name"])
+    _sftp(fs, "rmdir", path)
 
 
 def _sftp(fs: Any, method: str, *args: Any) -> None:

@@ -12,21 +12,24 @@ from __future__ import annotations
 import copy
 import json
 import re
+import threading
 import uuid
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from dpilot.data.locate import locate
 from dpilot.data.location import Location
 from dpilot.data.manifest import Manifest, check_unit
-from dpilot.data.names import MANIFEST, MARKER, check_name
+from dpilot.data.names import MANIFEST, MARKER, TEMPORARY, check_name
 from dpilot.errors import ChecksumError, DataError, DescriptionError, ManifestError, StoreError, StoreFullError
 
 __all__ = ["Store"]
 
 _VERSION = 1
+_MADE = re.compile(r"du-[0-9a-f]{12}")
 _ID = re.compile(r"[0-9a-f]{32}")
 _LOOKUPS = 8  # small requests under way at the same time
 _READ_MODES = ("r", "rb", "rt")
@@ -106,8 +109,16 @@ class Store:
         """What the marker of this store says."""
         return {"store": self.store_id, "version": _VERSION}
 
-    def open(self) -> Store:
-        """Reach the store, and make and mark it if it is new.
+    def open(self, *, timeout_s: float = 30.0, leftover_age_s: float = 3600.0) -> Store:
+        """Reach the store, and make and mark it if it is new; clean it up if it is not.
+
+        Parameters
+        ----------
+        timeout_s : float
+            How long it may take to answer, in seconds.
+        leftover_age_s : float
+            What transfers that were killed have left is removed if nothing of it changed for so long, in seconds.
+            What is younger may be another session's transfer that is under way.
 
         Returns
         -------
@@ -119,15 +130,25 @@ class Store:
         StoreError
             If it cannot be reached, read or written, or is not the one that it was.
         """
-        found = self._marked()
-        if found is None:
-            self.root.prepare()
-            new = json.dumps({"store": uuid.uuid4().hex, "version": _VERSION}).encode()
-            self.root.child(MARKER).write_bytes(new, exclusive=True)
-            # Another process may have been first, or last where the protocol cannot write exclusively.
-            found = self._marked()
-        if found is None:
-            raise StoreError(f"cannot open {self.url}: its marker {MARKER} was written, but is not there", url=self.url)
+        if self.root.read_only:
+            self.root.prepare()  # says why
+        answer: Future[tuple[str, bool]] = Future()
+
+        def reach() -> None:
+            try:
+                answer.set_result(self._open())
+            except BaseException as error:
+                answer.set_exception(error)
+
+        # What hangs, hangs in a thread of its own: a file system that does not answer cannot be interrupted.
+        threading.Thread(target=reach, name="dpilot-open", daemon=True).start()
+        try:
+            found, new = answer.result(timeout_s)
+        except TimeoutError:
+            raise StoreError(
+                f"cannot open {self.url}: it did not answer within {timeout_s:g} s; see whether its server is there",
+                url=self.url,
+            ) from None
         if self.store_id not in (None, found):
             raise StoreError(
                 f"{self.url} holds another store ({found}) than it did before ({self.store_id}): it was replaced, or "
@@ -135,7 +156,42 @@ class Store:
                 url=self.url,
             )
         self.store_id = found
+        if not new:
+            self._clean(leftover_age_s)
         return self
+
+    def _open(self) -> tuple[str, bool]:
+        """The id of the store, and whether it is new."""
+        found = self._marked()
+        if found is not None:
+            probe = self.root.child(f"{TEMPORARY}-{uuid.uuid4().hex}")
+            probe.write_bytes(b"")
+            probe.remove()
+            return found, False
+        self.root.prepare()
+        new = json.dumps({"store": uuid.uuid4().hex, "version": _VERSION}).encode()
+        self.root.child(MARKER).write_bytes(new, exclusive=True)
+        # Another process may have been first, or last where the protocol cannot write exclusively.
+        found = self._marked()
+        if found is None:
+            raise StoreError(f"cannot open {self.url}: its marker {MARKER} was written, but is not there", url=self.url)
+        return found, True
+
+    def _clean(self, age_s: float) -> None:
+        """Remove what killed transfers left; nothing but our own, as the store may lie in a directory of the user's."""
+        units: dict[str, dict[str, float]] = {}
+        for name, age in self.root.ages().items():
+            unit, _, file = name.partition("/") if "/" in name else ("", "", name)
+            units.setdefault(unit, {})[file] = age
+        for unit, files in units.items():
+            with suppress(StoreError):  # another user's, or gone by now: no reason not to use the store
+                if _MADE.fullmatch(unit) and MANIFEST not in files:
+                    if min(files.values()) > age_s and not self.root.child(unit).child(MANIFEST).exists():
+                        self.remove(unit)
+                    continue
+                for file, age in files.items():
+                    if age > age_s and file.rpartition("/")[2].startswith(TEMPORARY):
+                        (self.root.child(unit) if unit else self.root).child(file).remove()
 
     def _marked(self) -> str | None:
         """The store id in the marker; None if there is no marker."""

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 from dpilot.data import Manifest, Source, Store, expand_sources, upload
-from tests.services import S3
+from tests.services import S3, Sshd
 
 #: Legal on POSIX and in S3, and each has been some program's undoing.
 ODD_NAMES = (
@@ -34,7 +34,7 @@ ODD_NAMES = (
 MakeStore = Callable[..., Store]
 
 
-@pytest.fixture(params=["file", "memory", pytest.param("s3", marks=pytest.mark.s3)])
+@pytest.fixture(params=["file", "memory", "sftp", pytest.param("s3", marks=pytest.mark.s3)])
 def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeStore]:
     """A function that makes a new, open store of the protocol that the test runs with."""
     made = []
@@ -44,6 +44,9 @@ def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeS
         if request.param == "s3":
             server: S3 = request.getfixturevalue("s3")
             store = Store(f"s3://{server.bucket()}/some prefix", server.storage_options, **kwargs)
+        elif request.param == "sftp":
+            sshd: Sshd = request.getfixturevalue("sshd")
+            store = Store(sshd.url(tmp_path / f"sftp [{unique}]"), sshd.storage_options, **kwargs)
         elif request.param == "memory":
             store = Store(f"memory://{unique}/store", **kwargs)
         else:
