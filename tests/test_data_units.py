@@ -26,8 +26,9 @@ from dpilot import (
     StateError,
     StoreFullError,
 )
-from tests.helpers import LONG_S, eventually, reach
+from tests.helpers import LONG_S, Gate, eventually, reach
 from tests.services import S3
+from tests.units import hold_and_read
 
 pytestmark = pytest.mark.cluster
 
@@ -306,6 +307,21 @@ def test_the_last_replica_stays_unless_one_insists(new_store: NewStore, tmp_path
     store.remove_du(unit, force=True)
     assert unit.wait(LONG_S) == "Canceled"
     assert not (tmp_path / "a" / unit.id).exists()
+
+
+def test_files_that_a_unit_reads_are_deleted_when_it_has_ended(
+    cds: ComputeDataService, pilot: PilotCompute, new_store: NewStore, tmp_path: Path
+) -> None:
+    store = new_store("a")
+    unit = put(store, tmp_path)
+    gate = Gate(tmp_path / "gate")
+    reader = cds.submit(hold_and_read, gate.path, unit, name=gate.name)
+    reach(reader, "Running")
+    store.remove_du(unit, force=True)
+    assert store.list_data_units() == []
+    gate.open()
+    assert reader.result(LONG_S) == "content\n"
+    eventually(lambda: not (tmp_path / "a" / unit.id).exists(), "the files are deleted")
 
 
 def test_files_are_added_to_every_replica(

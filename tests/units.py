@@ -28,6 +28,13 @@ def hold(gate: str, log: str | None = None, name: str = "") -> tuple[float, floa
     return began, time.time()
 
 
+def hold_and_read(gate: str, data: Any) -> str:
+    """Read the one file of a data unit, once the gate is open."""
+    hold(gate)
+    (name,) = data.files
+    return str(data.open(name, "r").read())
+
+
 def work(seconds: float) -> tuple[float, float]:
     """Take that long; when that was."""
     began = time.time()

@@ -327,9 +327,12 @@ class Store:
 
     def remove(self, du: str) -> None:
         """Remove a replica, or what an attempt to make one left. Removing one that is not there does nothing."""
-        unit = self.unit(du)
-        unit.child(MANIFEST).remove()  # first, so that nobody finds a replica that is half gone
-        unit.remove_tree()
+        self.remove_manifest(du)  # first, so that nobody finds a replica that is half gone
+        self.unit(du).remove_tree()
+
+    def remove_manifest(self, du: str) -> None:
+        """Have a replica be one no more, though its files are there yet: somebody reads them."""
+        self.unit(du).child(MANIFEST).remove()
 
     def remove_files(self, du: str, names: Iterable[str]) -> Manifest:
         """Remove some files of a data unit.

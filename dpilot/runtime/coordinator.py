@@ -11,7 +11,7 @@ import logging
 import pickle
 import time
 from collections import defaultdict
-from collections.abc import Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, TypeVar
 
 from dask.typing import Key
@@ -69,6 +69,7 @@ class Coordinator:
         self._match_is_due = False
         self._recheck: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
+        self._leaving: list[tuple[set[str], Callable[[], None]]] = []
         self._background: set[asyncio.Task[Any]] = set()
         self.catalogue = Catalogue(scheduler, self.records, self.matcher, self)
         self._jobs: dict[str, tuple[str, asyncio.Future[Any]]] = {}  # worker, and who waits
@@ -152,7 +153,7 @@ class Coordinator:
 
     def _stop(self, record: UnitRecord) -> None:
         """Have a unit's worker stop it, if it is there."""
-        worker, record.worker = record.worker, None
+        worker = self.unbound(record)
         if worker is not None and worker in self.scheduler.workers:
             # What it started may still run: its slots are free when the worker says so.
             reservation = f"{record.id}#{record.attempt}"
@@ -161,10 +162,24 @@ class Coordinator:
         else:
             self.matcher.release(record.id)
 
+    def unbound(self, record: UnitRecord) -> str | None:
+        """A unit has left its worker, which is returned: None if it was at none."""
+        worker, record.worker = record.worker, None
+        for units, then in list(self._leaving):
+            units.discard(record.id)
+            if not units:
+                self._leaving.remove((units, then))
+                then()
+        return worker
+
+    def when_unbound(self, units: set[str], then: Callable[[], None]) -> None:
+        """Do something once these units have left their workers."""
+        self._leaving.append((units, then))
+
     def _succeeded(self, record: UnitRecord, message: dict[str, Any]) -> None:
         computed = [s for s in message.get("startstops") or () if s["action"] == "compute"]
         self.matcher.release(record.id)
-        record.worker = None
+        self.unbound(record)
         self._stop_writing(record)
         self._match_soon()
         if record.life.state.is_final:  # recomputed
@@ -190,7 +205,7 @@ class Coordinator:
         """A unit failed, or is canceled: everything that it held or promised is undone."""
         self.matcher.withdraw(record.id)
         self.matcher.release(record.id)
-        bound, record.worker = record.worker, None
+        bound = self.unbound(record)
         self._stop_writing(record)
         for du in record.missing:
             if du in self.records.data:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import pickle
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from dpilot.data import Manifest, Source, Store
-from dpilot.errors import DataError
+from dpilot.errors import DataError, PilotError
 from dpilot.placement import Site, choose_stores
 from dpilot.runtime import adapter
 from dpilot.runtime.catalogue import store_view
 from dpilot.runtime.coordinator import Coordinator
-from dpilot.runtime.jobs import Open
+from dpilot.runtime.jobs import Open, Remove
 from dpilot.runtime.places import Place
 from dpilot.runtime.records import DataRecord, StoreRecord
 from dpilot.states import State
@@ -60,11 +60,20 @@ class DataCalls(Coordinator):
         store = self._store(id)
         self.advance(store, State.Canceled)
         self.catalogue.end_store(store)
+        for worker in store.hosts:
+            adapter.order(self.scheduler, worker, {"what": "forget", "id": id})
 
     def call_place(self, pd: str) -> Place:
         """A store, and a worker that serves it to those who do not see it."""
         self._store(pd)
         return self.catalogue.place(pd)
+
+    def call_host(self, store: str) -> str | None:
+        """A worker that sees the machine-local store of that id (its marker's), and serves it to others."""
+        return min(
+            (worker for s in self.records.stores.values() if s.store.store_id == store for worker in s.hosts),
+            default=None,
+        )
 
     def call_adopt(self, pd: str, manifests: Collection[Manifest], client: str) -> list[str]:
         """Data units were found in a store that this scheduler did not know of."""
@@ -73,28 +82,46 @@ class DataCalls(Coordinator):
     # ---------------------------------------------------------------- new data units
 
     def call_add_data(
+        self, owner: str, client: str, requests: Iterable[dict[str, Any]]
+    ) -> list[tuple[list[str], Upload | None]]:
+        """New data units, all or none; see :meth:`_add_data` for what each request says, and for the answers."""
+        answers = []
+        try:
+            for request in requests:
+                answers.append(self._add_data(owner, client, **request))
+        except PilotError:
+            for _, request in zip(answers, requests, strict=False):
+                self.catalogue.cancel(self.records.data[request["id"]])
+            raise
+        return answers
+
+    def _add_data(
         self,
-        id: str,
         owner: str,
         client: str,
+        id: str,
         description: dict[str, Any],
+        n_own: int = 0,
         nbytes: int = 0,
         sources: Mapping[str, Source] | None = None,
         stores: Collection[str] | None = None,
         is_output: bool = False,
+        registered: tuple[Store, Manifest] | None = None,
     ) -> tuple[list[str], Upload | None]:
         """A new data unit, with room set aside on each of the stores on which it is to be put.
 
         Parameters
         ----------
-        nbytes : int
-            Of the files that the client will bring, because only it sees them.
+        n_own, nbytes : int
+            Of the files that the client will bring, because only it sees them: how many, and how many bytes.
         sources : mapping, optional
             Files that a worker is to bring.
         stores : collection of str, optional
             On these; none given: on those that its owner's stores and its labels suggest.
         is_output : bool
             Whether a compute unit will write it: its store is chosen then.
+        registered : tuple of Store and Manifest, optional
+            It has these files, where they lie.
 
         Returns
         -------
@@ -103,44 +130,45 @@ class DataCalls(Coordinator):
         tuple or None
             What the client is to upload, and where to.
         """
+        record = DataRecord(id, owner, time.time(), {client}, description)
         total = nbytes + sum(source.nbytes or 0 for source in (sources or {}).values())
-        if is_output:
+        if is_output or registered:
             stores = []
         elif stores is None:
             wanted = Site(description["datacenter"], description["machine"])
             views = [store_view(store) for store in self.catalogue.stores_of(owner)]
             stores = choose_stores(views, wanted, total, description["replicas"])
-        record = DataRecord(id, owner, time.time(), {client}, description)
+            if not stores and (n_own or sources):
+                raise DataError(
+                    f"there is no store to put {n_own + len(sources or ())} files on; create a pilot with a "
+                    "PilotDataService and add that to the ComputeDataService first"
+                )
         self.catalogue.reserve(record, stores, total)
         record.busy = dict.fromkeys(stores)
         self.records.data[id] = record
         self.catalogue.view(record)
         self.advance(record, State.Pending)
         upload: Upload | None = None
-        if stores:
+        if registered:
+            self._register(record, client, *registered)
+        elif stores:
             first = next(iter(stores))
-            if sources and not nbytes:
+            if sources and not n_own:
                 self.catalogue.fetch(record, first, sources)
             else:
                 record.to_fetch = sources or None
                 upload = self._upload(record, first, nbytes, client)
         return list(stores), upload
 
-    def call_register(
-        self, id: str, owner: str, client: str, description: dict[str, Any], store: Store, manifest: Manifest
-    ) -> None:
-        """A new data unit over files that lie somewhere already: they are its first replica."""
-        pd = new_id("pd")
-        record = DataRecord(id, owner, time.time(), {client}, description)
-        place = StoreRecord(pd, id, time.time(), set(), store, client)
-        self.records.stores[pd] = place
+    def _register(self, data: DataRecord, client: str, store: Store, manifest: Manifest) -> None:
+        """Files that lie somewhere already are a data unit's first replica."""
+        place = StoreRecord(new_id("pd"), data.id, time.time(), set(), store, client)
+        self.records.stores[place.id] = place
         self.advance(place, State.Running)
         for worker in self._pilot_at:
             self._let_reach(worker, place)
-        self.records.data[id] = record
-        self.advance(record, State.Pending)
-        self.catalogue.add_replica(record, pd, manifest)
-        self.catalogue.check_ready(record)
+        self.catalogue.add_replica(data, place.id, manifest)
+        self.catalogue.check_ready(data)
 
     def _upload(self, data: DataRecord, pd: str, nbytes: int, client: str) -> Upload:
         transfer, place = self.catalogue.upload(data, pd, nbytes, client)
@@ -164,7 +192,9 @@ class DataCalls(Coordinator):
 
     # ---------------------------------------------------------------- files
 
-    def call_add_files(self, id: str, client: str, nbytes: int, sources: Mapping[str, Source] | None) -> Upload | None:
+    def call_add_files(
+        self, id: str, client: str, n_own: int, nbytes: int, sources: Mapping[str, Source] | None
+    ) -> Upload | None:
         """Files are to be added to a data unit; its replicas follow one that has them.
 
         Returns what the client is to upload, and where to; None: a worker brings all of them.
@@ -179,7 +209,7 @@ class DataCalls(Coordinator):
         self.catalogue.reserve(data, data.replicas, total)
         first = next(iter(data.replicas))
         data.busy[first] = None
-        if sources and not nbytes:
+        if sources and not n_own:
             self.catalogue.fetch(data, first, sources)
             return None
         data.to_fetch = sources or None
@@ -211,15 +241,32 @@ class DataCalls(Coordinator):
         """The stores that have a replica of a data unit, and how they are reached."""
         return [(pd, self.catalogue.place(pd)) for pd in self._data(id).replicas]
 
+    def call_locate(self, id: str, datacenter: str | None, machine: str | None) -> tuple[Manifest, list[Place]]:
+        """The manifest of a data unit, and the stores that have it: those nearest to these labels first."""
+        data = self._data(id)
+        if data.manifest is None or not data.replicas:
+            raise DataError(f"{id} is {data.life.state} and has no replica yet to be read; wait() for it first")
+        here, links = Site(datacenter, machine), self.matcher.policy.links
+        stores = sorted(data.replicas, key=lambda pd: (links.rank(self._store(pd).site, here), pd))
+        return data.manifest, [self.catalogue.place(pd) for pd in stores]
+
+    def call_readable(self) -> list[tuple[str, str | None, int, float]]:
+        """The data units that can be read: id, name, bytes, and when their manifest was made."""
+        return [
+            (data.id, data.description.get("name"), data.manifest.nbytes, data.manifest.created)
+            for data in self.records.data.values()
+            if data.manifest is not None and data.replicas
+        ]
+
     def call_replicate(self, id: str, pd: str) -> None:
         """Have a replica made on another store, if there is none and none on its way."""
         self._store(pd)
         self.catalogue.replicate(self._data(id), pd)
 
-    def call_remove_replica(self, id: str, pd: str, force: bool) -> Place:
-        """A replica is no longer to be used, and its files may be deleted; with the last one, the data unit is gone.
+    def call_remove_replica(self, id: str, pd: str, force: bool) -> tuple[Place, bool]:
+        """A replica is no longer to be used; with the last one, the data unit is gone.
 
-        Returns how its store is reached.
+        Returns how its store is reached, and whether units read the data unit; if none does, its files may be deleted.
         """
         data = self._data(id)
         if pd not in data.replicas:
@@ -232,7 +279,13 @@ class DataCalls(Coordinator):
         self.catalogue.drop_replica(data, pd)
         if not data.replicas:
             self.catalogue.remove(data, DataError(f"data unit {id} was removed from its last store"))
-        return self.catalogue.place(pd)
+        readers = {r.id: r for r in self._unit_of.values() if r.worker is not None and id in r.request.inputs}
+        place = self.catalogue.place(pd)
+        if readers:
+            job = Remove(id, place)
+            workers = [r.worker for r in readers.values() if r.worker is not None]
+            self.when_unbound(set(readers), lambda: self._in_background(self.have_done(workers[0], job)))
+        return place, bool(readers)
 
     def call_cancel_data(self, id: str) -> None:
         """Stop the transfers of a data unit; without a replica it is Canceled."""

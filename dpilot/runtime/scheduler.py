@@ -86,7 +86,7 @@ class PilotPlugin(Calls, SchedulerPlugin):
         elif finish == "no-worker":
             if start == "no-worker":  # it was bound to a worker that takes no tasks now
                 self.matcher.release(record.id)
-                record.worker = None
+                self.unbound(record)
             self._parked(record)
         elif start == "processing":
             self._taken_back(record)

@@ -228,14 +228,19 @@ class ComputeDataService(Handle):
         DescriptionError, DataError
             Before anything moves.
         """
-        unit = DataUnit._submitted(self._session, self.id, data_unit_description)
-        self._data[unit.id] = unit
+        return self.submit_data_unit_batch([data_unit_description])[0]
+
+    def submit_data_unit_batch(self, data_unit_descriptions: Iterable[Mapping[str, Any]]) -> list[DataUnit]:
+        """Submit several data units: faster than one by one. If one is refused, none is submitted."""
+        units = DataUnit._submit(self._session, self.id, data_unit_descriptions)
         with self._session.changed:
-            # Without a store there is nothing to wait for until a unit writes to it.
-            if not unit._is_settled() and unit._coming:
-                self._unfinished[unit.id] = unit
-                unit._open = self._unfinished
-        return unit
+            for unit in units:
+                self._data[unit.id] = unit
+                # Without a store there is nothing to wait for until a unit writes to it.
+                if not unit._is_settled() and unit._coming:
+                    self._unfinished[unit.id] = unit
+                    unit._open = self._unfinished
+        return units
 
     def list_compute_units(self) -> list[ComputeUnit]:
         """The compute units that were submitted to it."""
@@ -294,9 +299,9 @@ class ComputeDataService(Handle):
         Returns
         -------
         list of dict
-            ``kind`` (upload, fetch, copy or verify), ``du``, ``source``, ``target`` (stores' ids), ``mover`` (a worker's
-            address, or a client's id), ``nbytes`` in all and ``moved`` so far, ``predicted_s``, the times ``submitted``,
-            ``began`` and ``ended`` (seconds since the epoch), and ``error``.
+            ``kind`` (upload, fetch, copy or verify), ``du``, ``source`` and ``target`` (stores' ids), ``mover`` (a
+            worker's address, or a client's id), ``nbytes`` in all and ``moved`` so far, ``predicted_s``, the times
+            ``submitted``, ``began`` and ``ended`` (seconds since the epoch), and ``error``.
         """
         owners = [self.id, *self._services, *(store.id for store in self.list_pilot_data())]
         rows: list[dict[str, Any]] = self._session.call("transfers", owners=owners)

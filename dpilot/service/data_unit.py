@@ -54,7 +54,8 @@ class DataUnit(Handle):
                 field="du_url",
             )
         else:
-            self._submit(pilot_data._session, pilot_data.id, data_unit_description or {}, [pilot_data.id])
+            session, stores = pilot_data._session, [pilot_data.id]
+            self._place(session, pilot_data.id, [(self, _Plan(data_unit_description or {}))], stores)
 
     # ---------------------------------------------------------------- making
 
@@ -70,12 +71,38 @@ class DataUnit(Handle):
         self._on, self._coming = snapshot["replicas"], snapshot["coming"]
 
     @classmethod
-    def _submitted(
-        cls, session: Session, owner: str, description: Mapping[str, Any], stores: list[str] | None = None
-    ) -> DataUnit:
-        unit = cls.__new__(cls)
-        unit._submit(session, owner, description, stores)
-        return unit
+    def _submit(
+        cls,
+        session: Session,
+        owner: str,
+        descriptions: Iterable[Mapping[str, Any]],
+        stores: list[str] | None = None,
+    ) -> list[DataUnit]:
+        """New data units, all or none."""
+        new = [(cls.__new__(cls), plan) for plan in map(_Plan, descriptions)]
+        cls._place(session, owner, new, stores)
+        return [unit for unit, _ in new]
+
+    @staticmethod
+    def _place(
+        session: Session,
+        owner: str,
+        new: list[tuple[DataUnit, _Plan]],
+        stores: list[str] | None,
+    ) -> None:
+        """Have the scheduler take in new data units, and begin with what this client uploads."""
+        for unit, plan in new:
+            unit.name = plan.name
+            unit._begin(session, new_id("du"))
+        requests = [{"id": unit.id, "stores": stores, **plan.request(unit.id)} for unit, plan in new]
+        answers = session.call("add_data", owner=owner, client=session.client.id, requests=requests)
+        with session.changed:
+            for (unit, _), (chosen, _) in zip(new, answers, strict=True):
+                unit._coming = unit._coming or chosen
+                unit._enter_early(State.Pending)
+        for (unit, plan), (_, upload) in zip(new, answers, strict=True):
+            if upload is not None:
+                session.carrier.start(unit._upload, plan.own, upload)
 
     @classmethod
     def _output(cls, session: Session, owner: str, name: str, labels: Mapping[str, Any]) -> DataUnit:
@@ -84,40 +111,11 @@ class DataUnit(Handle):
         unit.name = name
         unit._begin(session, new_id("du"))
         description = {"name": name, "replicas": 1, "datacenter": None, "machine": None, **labels}
-        unit._register("add_data", State.Pending, owner=owner, description=description, is_output=True)
+        request = {"id": unit.id, "description": description, "is_output": True}
+        session.call("add_data", owner=owner, client=session.client.id, requests=[request])
+        with session.changed:
+            unit._enter_early(State.Pending)
         return unit
-
-    def _submit(self, session: Session, owner: str, description: Mapping[str, Any], stores: list[str] | None) -> None:
-        spec: DataUnitSpec = DataUnitDescription.of(description).validate()
-        sources = expand_sources([*spec.file_urls, *spec.file_url_patterns])
-        self.name = spec.name
-        self._begin(session, new_id("du"))
-        details = {
-            "name": spec.name,
-            "replicas": spec.replicas,
-            "datacenter": spec.datacenter,
-            "machine": spec.machine,
-        }
-        if spec.register:
-            raise DescriptionError("register True: not yet", field="register", value=True)
-        own, others = _split(sources)
-        self._coming, upload = self._register(
-            "add_data",
-            State.Pending,
-            owner=owner,
-            description=details,
-            nbytes=_nbytes(own),
-            sources=others,
-            stores=stores,
-        )
-        if not self._coming and sources:
-            self._session.call("cancel_data", id=self.id)
-            raise DataError(
-                f"there is no store to put {len(sources)} files on; create a pilot with a PilotDataService and add "
-                "that to the ComputeDataService first"
-            )
-        if upload is not None:
-            session.carrier.start(self._upload, own, upload)
 
     def _upload(self, sources: Mapping[str, Source], upload: tuple[str, Place, int] | None) -> None:
         """Copy this client's own files to a store, or, where that fails, to the next one (in a thread)."""
@@ -224,7 +222,12 @@ class DataUnit(Handle):
         with self._session.changed:
             self._error = None
         upload = self._session.call(
-            "add_files", id=self.id, client=self._session.client.id, nbytes=_nbytes(own), sources=others
+            "add_files",
+            id=self.id,
+            client=self._session.client.id,
+            n_own=len(own),
+            nbytes=_nbytes(own),
+            sources=others,
         )
         with self._session.changed:
             self._coming = self._coming or [*self._on[:1]]
@@ -275,10 +278,18 @@ class DataUnit(Handle):
         ------
         DataError
             If there is no replica, or it is the last one.
+
+        Notes
+        -----
+        Files that a unit reads at the moment are deleted when it has ended.
         """
         expect_handle(pilot_data, Handle._classes["pd"], "pilot_data")
-        place = self._session.call("remove_replica", id=self.id, pd=pilot_data.id, force=force)
-        self._session.reach(place).remove(self.id)
+        place, is_read = self._session.call("remove_replica", id=self.id, pd=pilot_data.id, force=force)
+        store = self._session.reach(place)
+        if is_read:
+            store.remove_manifest(self.id)  # the scheduler has the rest removed
+        else:
+            store.remove(self.id)
         self._session.wait_until(lambda: pilot_data.id not in self._on, None, self._pending)
 
     def move(self, source: Handle, target: Handle) -> None:
@@ -398,6 +409,30 @@ class DataUnit(Handle):
         """Stop its transfers. If it has no replica yet, it is Canceled; replicas that are there stay."""
         if not self._life.state.is_final and not self._session.is_lost:
             self._session.call("cancel_data", id=self.id)
+
+
+class _Plan:
+    """A description, checked, and the files that it means."""
+
+    def __init__(self, description: Mapping[str, Any]) -> None:
+        spec: DataUnitSpec = DataUnitDescription.of(description).validate()
+        self.spec = spec
+        self.name = spec.name
+        sources = expand_sources([*spec.file_urls, *spec.file_url_patterns])
+        if spec.register:
+            raise DescriptionError("register True: not yet", field="register", value=True)
+        self.own, self.others = _split(sources)
+
+    def request(self, id: str) -> dict[str, Any]:
+        """What the scheduler is asked."""
+        spec = self.spec
+        description = {
+            "name": spec.name,
+            "replicas": spec.replicas,
+            "datacenter": spec.datacenter,
+            "machine": spec.machine,
+        }
+        return {"description": description, "n_own": len(self.own), "nbytes": _nbytes(self.own), "sources": self.others}
 
 
 def _split(sources: Mapping[str, Source]) -> tuple[dict[str, Source], dict[str, Source]]:

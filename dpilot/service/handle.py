@@ -72,9 +72,13 @@ class Handle(ABC):
         """Have the scheduler make the object, which then is in `state`: no need to wait for the message of it."""
         answer = self._session.call(call, id=self.id, client=self._session.client.id, **arguments)
         with self._session.changed:
-            if self._life.state is State.New:
-                self._life.advance(state, time.time())
+            self._enter_early(state)
         return answer
+
+    def _enter_early(self, state: State) -> None:
+        """Be in the state that the scheduler has given it, if the message of it has not come yet."""
+        if self._life.state is State.New:
+            self._life.advance(state, time.time())
 
     def _reconnect(self, url: str) -> None:
         """Make this the handle of the object with that URL."""

@@ -102,7 +102,7 @@ class PilotData(Handle):
         if data_unit is not None:
             self.put_du(data_unit)
             return data_unit
-        return DataUnit._submitted(self._session, self.id, data_unit_description or {}, [self.id])
+        return DataUnit._submit(self._session, self.id, [data_unit_description or {}], [self.id])[0]
 
     def create_du(self, data_unit_description: Mapping[str, Any] | None = None) -> DataUnit:
         """A new data unit here; an empty one where there is no description."""
