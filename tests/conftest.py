@@ -19,7 +19,7 @@ from hypothesis import settings
 
 from dpilot import ComputeDataService, PilotCompute, PilotComputeService, PilotData, PilotDataService
 
-pytest_plugins = ["tests.services"]
+pytest_plugins = ["tests.services", "tests.netns"]
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("dpilot", deadline=None)

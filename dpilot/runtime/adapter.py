@@ -28,12 +28,14 @@ __all__ = [
     "answer_calls",
     "answer_cancels",
     "answer_reports",
+    "answer_requests",
     "attach_metadata",
     "bind",
     "call_from_client",
     "call_from_worker",
     "call_in_loop",
     "cancel",
+    "connection_args",
     "error_text",
     "fail",
     "hold",
@@ -51,6 +53,7 @@ __all__ = [
     "report",
     "retry",
     "run_soon",
+    "scheduler_of",
     "send_event",
     "take_orders",
     "this_task",
@@ -328,6 +331,21 @@ def this_task() -> tuple[Worker, str]:
 def take_orders(worker: Worker, handler: Callable[..., None]) -> None:
     """Take what the scheduler sends by :func:`order`, as ``handler(**message)``, in the worker's event loop."""
     worker.stream_handlers[HANDLER] = handler
+
+
+def answer_requests(worker: Worker, handler: Callable[..., Any]) -> None:
+    """Answer what other processes ask of this worker, as ``handler(comm, **message)``, in the worker's event loop."""
+    worker.handlers[HANDLER] = handler
+
+
+def connection_args(worker: Worker) -> dict[str, Any]:
+    """With what a worker connects to others: its certificates."""
+    return dict(worker.connection_args)
+
+
+def scheduler_of(worker: Worker) -> str:
+    """Contact address of a worker's scheduler."""
+    return str(worker.scheduler.address)
 
 
 def run_soon(worker: Worker, function: Callable[[], None]) -> None:

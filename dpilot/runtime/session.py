@@ -23,6 +23,7 @@ from dpilot.data import Store
 from dpilot.errors import ConnectionLostError, InputError, PilotError, PilotTimeoutError
 from dpilot.runtime import adapter
 from dpilot.runtime.carrier import Carrier
+from dpilot.runtime.peer import reachable
 from dpilot.runtime.places import Place
 from dpilot.runtime.scheduler import PilotPlugin
 from dpilot.runtime.work import Reference, UnitTask
@@ -339,7 +340,7 @@ class Session:
 
     def reach(self, place: Place) -> Store:
         """A store in this process: itself, or through the worker that sees it."""
-        return place.store
+        return reachable(place, self.address)
 
     def _refused(self, keys: Collection[str], reason: str) -> None:
         """Dask did not take a graph: its units have failed before they were known to the plugin."""

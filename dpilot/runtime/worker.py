@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextvars
+import os
 import pickle
 import shutil
 import threading
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 from dask.sizeof import sizeof
@@ -26,10 +27,13 @@ from dpilot.data import Cache, Store
 from dpilot.errors import PilotError, StagingError, StateError, UnitCanceledError, UnitError
 from dpilot.runtime import adapter
 from dpilot.runtime.carrier import Carrier
+from dpilot.runtime.host import Host
 from dpilot.runtime.jobs import terms
+from dpilot.runtime.peer import reachable
 from dpilot.runtime.places import Place
 from dpilot.runtime.process import RunningProgram
 from dpilot.runtime.staging import Inputs, Staging
+from dpilot.runtime.wire import Wire
 from dpilot.runtime.work import Call, Program, Reference, UnitTask, load_arguments
 
 __all__ = ["PLUGIN", "UnitPlugin", "run_unit", "sandbox"]
@@ -116,10 +120,12 @@ class UnitPlugin(WorkerPlugin):
 
     name = PLUGIN
     idempotent = True
+    _here: ClassVar[UnitPlugin | None] = None
 
     def setup(self, worker: Worker) -> None:
         """Dask calls this when the plugin, or the worker, is new."""
         self.worker = worker
+        self.pid = os.getpid()
         self.pilot = next((name[6:] for name in worker.state.total_resources if name.startswith("pilot:")), "")
         self.runs: dict[str, _Run] = {}
         self._stopped: set[str] = set()  # keys of attempts that were stopped before they began
@@ -127,7 +133,17 @@ class UnitPlugin(WorkerPlugin):
         self._directory: str | None = None
         self._lock = threading.Lock()
         self._expected: dict[str, bytes] = {}  # where the inputs are of units that are on their way here
+        self.host = Host()
         adapter.take_orders(worker, self.take_order)
+        adapter.answer_requests(worker, self.host.answer)
+        Wire.connection_args = adapter.connection_args(worker)
+        type(self)._here = self
+
+    @classmethod
+    def here(cls) -> UnitPlugin | None:
+        """That of the worker that this process is; None in other processes, and in those that units fork."""
+        plugin = cls._here
+        return plugin if plugin is not None and plugin.pid == os.getpid() else None
 
     def take_order(self, what: str, **details: Any) -> None:
         """The scheduler wants something of this worker (called in the event loop)."""
@@ -136,9 +152,9 @@ class UnitPlugin(WorkerPlugin):
         elif what == "expect":
             self._expected[details["unit"]] = details["inputs"]
         elif what == "reach":
-            store: Store = pickle.loads(details["store"])
-            # In a thread that will run units: file systems of fsspec belong to one thread each.
-            adapter.run_soon(self.worker, lambda: self._reach(details["id"], store))
+            self._reach(details["id"], pickle.loads(details["store"]))
+        elif what == "forget":
+            self.host.forget(details["id"])
         elif what == "carry":
             self.carrier.take(details["job"], details["pickled"])
         elif what == "drop":
@@ -175,15 +191,16 @@ class UnitPlugin(WorkerPlugin):
             self.tell(run.reservation, "ended")
 
     def _reach(self, id: str, store: Store) -> None:
-        """Connect to a store before it is needed: for S3 it takes a while. Say whether it is seen as local files."""
-        with suppress(PilotError):  # whoever needs it will be told
-            store.reach()
+        """Serve a store of this machine and say whether it is seen; connect to another one before it is needed."""
         if store.root.local is not None:
-            self.tell(id, "sees", sees=store.is_visible())
+            self.host.serve(id, store, lambda sees: self.tell(id, "sees", sees=sees))
+        else:
+            # For S3 it takes a while. In a thread that will run units: fsspec's file systems belong to one thread each.
+            adapter.run_soon(self.worker, lambda: _connect(store))
 
     def reach(self, place: Place) -> Store:
         """A store in this process: itself, or through the worker that sees it."""
-        return place.store
+        return reachable(place, adapter.scheduler_of(self.worker))
 
     @cached_property
     def carrier(self) -> Carrier:
@@ -192,6 +209,7 @@ class UnitPlugin(WorkerPlugin):
 
     def teardown(self, worker: Worker) -> None:
         """Dask calls this when the worker ends."""
+        self.host.close()
         if "carrier" in self.__dict__:
             self.carrier.close()
 
@@ -239,6 +257,11 @@ class UnitPlugin(WorkerPlugin):
                     self._functions.clear()
                 self._functions[pickled] = function
         return function
+
+
+def _connect(store: Store) -> None:
+    with suppress(PilotError):  # whoever needs it will be told
+        store.reach()
 
 
 _current: contextvars.ContextVar[_Run] = contextvars.ContextVar("dpilot-unit")
