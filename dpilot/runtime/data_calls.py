@@ -68,12 +68,14 @@ class DataCalls(Coordinator):
         self._store(pd)
         return self.catalogue.place(pd)
 
-    def call_host(self, store: str) -> str | None:
-        """A worker that sees the machine-local store of that id (its marker's), and serves it to others."""
-        return min(
-            (worker for s in self.records.stores.values() if s.store.store_id == store for worker in s.hosts),
-            default=None,
-        )
+    def call_host(self, store: str) -> tuple[str | None, bool]:
+        """A worker that sees the machine-local store of that id (its marker's), and serves it to others.
+
+        Returns also whether there are workers that have not said yet whether they see it.
+        """
+        records = [record for record in self.records.stores.values() if record.store.store_id == store]
+        hosts = (worker for record in records for worker in record.hosts)
+        return min(hosts, default=None), any(record.asked for record in records)
 
     def call_adopt(self, pd: str, manifests: Collection[Manifest], client: str) -> list[str]:
         """Data units were found in a store that this scheduler did not know of."""

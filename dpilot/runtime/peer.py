@@ -101,13 +101,14 @@ class PeerLocation(Location):
 
     def _find_host(self) -> str:
         """Ask the scheduler for a worker that sees the store now."""
-        found: str | None = Wire.here().call(self.scheduler, "host", store=self.store_id)
+        found: str | None
+        found, another_may = Wire.here().call(self.scheduler, "host", store=self.store_id)
         if found is None:
             raise StoreError(
-                f"the files of {self.url} are on another machine, and no worker that sees them is there now; start a "
-                "pilot on that machine",
+                f"cannot reach {self.url}: it is not visible here, and no worker is there now that sees the marker of "
+                f"its store {self.store_id}; start a pilot on the machine that has the files, if they were not removed",
                 url=self.url,
-                transient=True,
+                transient=another_may,
             )
         _hosts[self.scheduler, self.store_id] = found
         return found
