@@ -1,0 +1,491 @@
+"""The plugin on a real scheduler, with workers in this process: what is parked, bound, taken back and refused."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dask._task_spec import Task
+from distributed import Client, Future, Scheduler, Worker
+from distributed.scheduler import TaskState
+
+from dpilot.errors import InputError, PilotError, StateError, UnitError, UnknownObjectError
+from dpilot.placement import Decision, Request, Site
+from dpilot.runtime import adapter
+from dpilot.runtime.scheduler import PLUGIN, PilotPlugin
+from dpilot.runtime.work import Call, UnitTask, dump_arguments, dump_function
+from dpilot.runtime.worker import UnitPlugin, run_unit
+from tests import units
+
+LONG_S = 20.0
+POOL = "cds-0000000000000001"
+SERVICE = "pcs-0000000000000001"
+
+#: What the units of a test meet at; they run in threads of this process.
+GATES: dict[str, threading.Event] = {}
+RAN: list[str] = []
+
+
+def hold(gate: str, name: str) -> str:
+    RAN.append(name)
+    assert GATES[gate].wait(LONG_S)
+    return name
+
+
+def ran(name: str) -> None:
+    RAN.append(name)
+
+
+def fails(times: int, name: str) -> str:
+    RAN.append(name)
+    if RAN.count(name) <= times:
+        raise ArithmeticError(name)
+    return name
+
+
+class Cluster:
+    """A scheduler with the plugin, its client, and pilots of one worker each."""
+
+    def __init__(self, scheduler: Scheduler, client: Client, directory: Path, stack: AsyncExitStack) -> None:
+        self.scheduler = scheduler
+        self.client = client
+        self.directory = directory
+        self.stack = stack
+        plugin = scheduler.plugins[PLUGIN]
+        assert isinstance(plugin, PilotPlugin)
+        self.plugin = plugin
+        self.events: list[Any] = []  # (id, state, timestamp, details), as the client hears of them
+        adapter.on_events(client, lambda events: self.events.extend(events))
+
+    async def call(self, call: str, **arguments: Any) -> Any:
+        good, value = pickle.loads(
+            await adapter.call_from_client(self.client, call=call, arguments=pickle.dumps(arguments))
+        )
+        if not good:
+            raise value
+        return value
+
+    async def pilot(self, id: str, slots: int = 1, site: Site | None = None) -> Worker:
+        """A pilot, and its worker, which has joined."""
+        await self.declare(id, slots, site)
+        return await self.join(id, slots)
+
+    async def declare(self, id: str, slots: int = 1, site: Site | None = None) -> None:
+        site = site or Site()
+        details = {
+            "slots": slots,
+            "datacenter": site.datacenter,
+            "machine": site.machine,
+            "walltime_s": None,
+            "working_directory": str(self.directory / id),
+        }
+        await self.call("add_pilot", id=id, owner=SERVICE, client=self.client.id, details=details)
+
+    async def join(self, pilot: str, slots: int = 1) -> Worker:
+        return await self.stack.enter_async_context(
+            Worker(
+                self.scheduler.address,
+                nthreads=slots,
+                resources={f"pilot:{pilot}": slots},
+                local_directory=str(self.directory),
+                memory_limit=0,  # else Dask resumes workers that the test pauses
+                dashboard=False,
+            )
+        )
+
+    def submit(self, function: Callable[..., Any], *args: Any, **keys: Any) -> Unit:
+        """A unit that calls a function; keys that a unit has are the unit's, others the request's."""
+        return self.submit_all([(function, args)], **keys)[0]
+
+    def submit_all(self, calls: list[tuple[Callable[..., Any], tuple[Any, ...]]], **keys: Any) -> list[Unit]:
+        """Units in one graph."""
+        own = {name: keys.pop(name) for name in ("priority", "retries") if name in keys}
+        graph = {}
+        made = []
+        for function, args in calls:
+            work = Call(dump_function(function), dump_arguments(args, {}, lambda _: None)[0])
+            id = f"cu-{uuid.uuid4().hex[:16]}"
+            task = UnitTask(id, work, Request(POOL, **{"kind": id, **keys}), time.time(), **own)
+            graph[f"call-{id}"] = Task(f"call-{id}", run_unit, task, ())
+            made.append(id)
+        futures = self.client.get(graph, list(graph), sync=False)
+        return [Unit(self, id, future) for id, future in zip(made, futures, strict=True)]
+
+    async def settled(self) -> None:
+        """The scheduler has taken what was sent to it, and decided."""
+        await self.client.run_on_scheduler(lambda: None)
+        await asyncio.sleep(0.05)
+
+
+class Unit:
+    """A unit, seen from both sides."""
+
+    def __init__(self, cluster: Cluster, id: str, future: Future[Any]) -> None:
+        self.cluster = cluster
+        self.id = id
+        self.future = future
+
+    def __await__(self) -> Iterator[Any]:
+        return asyncio.wait_for(self.future, LONG_S).__await__()
+
+    @property
+    def task(self) -> TaskState:
+        return self.cluster.scheduler.tasks[self.future.key]
+
+    @property
+    def states(self) -> list[str]:
+        return [str(state) for state, _ in self.cluster.plugin.records.units[self.id].life.history]
+
+    @property
+    def pilot(self) -> str | None:
+        return self.cluster.plugin.records.units[self.id].pilot
+
+    async def explain(self) -> Decision:
+        decision = await self.cluster.call("explain", id=self.id)
+        assert isinstance(decision, Decision)
+        return decision
+
+
+async def eventually(condition: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + LONG_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"never: {what}"
+        await asyncio.sleep(0.005)
+    return found
+
+
+@asynccontextmanager
+async def _started(directory: Path) -> AsyncIterator[Cluster]:
+    async with AsyncExitStack() as stack:
+        scheduler = await stack.enter_async_context(
+            Scheduler(host="127.0.0.1", port=0, dashboard=False, dashboard_address="127.0.0.1:0")
+        )
+        client = await stack.enter_async_context(Client(scheduler.address, asynchronous=True, set_as_default=False))
+        await client.register_plugin(PilotPlugin())
+        await client.register_plugin(UnitPlugin())
+        workers = await stack.enter_async_context(AsyncExitStack())
+        cluster = Cluster(scheduler, client, directory, workers)
+        for service in (SERVICE, POOL):
+            await cluster.call("add_service", id=service, client=client.id)
+        await cluster.call("set_member", service=POOL, member=SERVICE, present=True)
+        yield cluster
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    async with _started(tmp_path) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def gate() -> Iterator[str]:
+    name = uuid.uuid4().hex
+    GATES[name] = threading.Event()
+    RAN.clear()
+    yield name
+    GATES.pop(name).set()
+
+
+pytestmark = pytest.mark.cluster
+
+
+# -- parked and bound
+
+
+async def test_units_wait_for_a_pilot_and_other_peoples_tasks_do_not(cluster: Cluster) -> None:
+    async with Worker(cluster.scheduler.address, nthreads=1, dashboard=False):
+        unit = cluster.submit(units.same, 1)
+        assert await cluster.client.submit(units.same, "plain") == "plain"
+        assert (unit.task.state, unit.states) == ("no-worker", ["New", "Pending"])
+        assert (await unit.explain()).reason == "waits for a pilot: there is none"
+        assert await cluster.call("why_waiting", ids=[unit.id]) == {unit.id: "waits for a pilot: there is none"}
+        worker = await cluster.pilot("pc-1")
+        assert await unit == 1
+        assert {state.address for state in unit.task.who_has or ()} == {worker.address}
+    assert unit.states == ["New", "Pending", "Running", "Done"]
+    assert [state for id, state, *_ in cluster.events if id == unit.id] == ["Pending", "Running", "Done"]
+    assert (await unit.explain()).reason == "to pc-1: the only pilot that can run it"
+
+
+async def test_no_more_units_are_at_a_pilot_than_it_has_slots(cluster: Cluster, gate: str) -> None:
+    await cluster.pilot("pc-1", 2)
+    made = cluster.submit_all([(hold, (gate, str(n))) for n in range(5)])
+    await eventually(lambda: len(RAN) == 2, "two run")
+    await cluster.settled()
+    assert sorted(unit.task.state for unit in made) == ["no-worker"] * 3 + ["processing"] * 2
+    assert await cluster.call("free_slots", id="pc-1") == 0
+    GATES[gate].set()
+    assert [await unit for unit in made] == list("01234")
+    assert RAN[:2] in (["0", "1"], ["1", "0"])
+    await cluster.settled()
+    assert await cluster.call("free_slots", id="pc-1") == 2
+
+
+async def test_a_unit_of_several_slots_has_them_for_itself(cluster: Cluster, gate: str) -> None:
+    await cluster.pilot("pc-1", 3)
+    wide = cluster.submit(hold, gate, "wide", slots=3)
+    await eventually(lambda: RAN == ["wide"], "it runs")
+    narrow = cluster.submit(ran, "narrow")
+    await cluster.settled()
+    assert (RAN, narrow.task.state) == (["wide"], "no-worker")
+    GATES[gate].set()
+    assert await wide == "wide"
+    await narrow
+
+
+async def test_units_go_by_priority_then_by_submission(cluster: Cluster) -> None:
+    RAN.clear()
+    made = [cluster.submit(ran, name, priority=priority) for name, priority in [("a", 0), ("b", 0), ("urgent", 1)]]
+    await eventually(lambda: len(cluster.plugin.matcher) == 3, "all wait")
+    await cluster.pilot("pc-1")
+    for unit in made:
+        await unit
+    assert RAN == ["urgent", "a", "b"]
+
+
+async def test_units_that_are_queued_at_a_worker_go_by_priority_too(cluster: Cluster, gate: str) -> None:
+    worker = await cluster.pilot("pc-1")
+    cluster.plugin.matcher.runtimes.observe("tiny", 0.001)
+    made = [cluster.submit(hold, gate, "first", kind="tiny")]
+    await eventually(lambda: RAN == ["first"], "it runs")
+    for n, (name, priority) in enumerate([("a", 0), ("b", 0), ("urgent", 1), ("last", -1), ("c", 0)], 1):
+        made.append(cluster.submit(ran, name, kind="tiny", priority=priority))
+        await eventually(lambda n=n: len(worker.state.ready) == n, "it is queued at the worker")
+    GATES[gate].set()
+    for unit in made:
+        await unit
+    assert RAN == ["first", "urgent", "a", "b", "c", "last"]
+
+
+async def test_labels_choose_the_pilot(cluster: Cluster) -> None:
+    await cluster.pilot("pc-eu", 1, Site("eu"))
+    await cluster.pilot("pc-us", 1, Site("us"))
+    wish = cluster.submit(units.same, 1, site=Site("us"))
+    must = cluster.submit(units.same, 1, site=Site("lab"), require=True)
+    assert await wish == 1
+    assert wish.pilot == "pc-us"
+    decision = await must.explain()
+    assert decision.reason == "waits: no pilot can run it"
+    assert [row.reason for row in decision.rows] == [f"required, but datacenter {dc} is not lab" for dc in ("eu", "us")]
+    await cluster.pilot("pc-lab", 1, Site("lab"))
+    assert await must == 1
+
+
+# -- workers come and go
+
+
+async def test_units_of_a_lost_worker_run_elsewhere(cluster: Cluster, gate: str) -> None:
+    first = await cluster.pilot("pc-1")
+    unit = cluster.submit(hold, gate, "u")
+    await eventually(lambda: RAN == ["u"], "it runs")
+    await cluster.scheduler.remove_worker(first.address, stimulus_id="test")
+    await cluster.settled()
+    assert (unit.task.state, unit.task.worker_restrictions) == ("no-worker", None)
+    await cluster.pilot("pc-2")
+    await eventually(lambda: RAN == ["u", "u"], "it runs again")
+    GATES[gate].set()
+    assert await unit == "u"
+    assert unit.pilot == "pc-2"
+
+
+async def test_a_worker_that_comes_after_its_pilots_end_is_turned_away(cluster: Cluster) -> None:
+    await cluster.declare("pc-1")
+    unit = cluster.submit(units.same, 1)
+    await eventually(lambda: len(cluster.plugin.matcher) == 1, "it waits")
+    await cluster.call("cancel_pilot", id="pc-1")
+    late = await cluster.join("pc-1")
+    await eventually(lambda: late.address not in cluster.scheduler.workers, "it is removed")
+    assert unit.task.state == "no-worker"
+    await cluster.pilot("pc-2")
+    assert await unit == 1
+
+
+async def test_a_paused_worker_takes_nothing(cluster: Cluster) -> None:
+    worker = await cluster.pilot("pc-1")
+    worker.status = worker.status.paused
+    await eventually(lambda: not adapter.is_running(cluster.scheduler, worker.address), "the scheduler knows")
+    await cluster.settled()
+    unit = cluster.submit(units.same, 1)
+    await eventually(lambda: unit.future.key in cluster.scheduler.tasks, "it is there")
+    await cluster.settled()
+    assert unit.task.state == "no-worker"
+    assert cluster.plugin.records.units[unit.id].attempt == 0
+    worker.status = worker.status.running
+    assert await unit == 1
+
+
+async def test_a_canceled_pilots_units_go_elsewhere(cluster: Cluster, gate: str) -> None:
+    await cluster.pilot("pc-1")
+    unit = cluster.submit(hold, gate, "u")
+    await eventually(lambda: RAN == ["u"], "it runs")
+    await cluster.pilot("pc-2")
+    stopped = asyncio.ensure_future(cluster.call("cancel_pilot", id="pc-1"))
+    await eventually(lambda: unit.pilot == "pc-2", "it is at the other one")
+    GATES[gate].set()
+    await stopped
+    assert await unit == "u"
+    assert unit.states[-1] == "Done"
+
+
+# -- units that fail, or are canceled
+
+
+async def test_a_unit_that_cannot_be_admitted_fails_and_runs_nowhere(cluster: Cluster) -> None:
+    """Dask only logs what a plugin raises there, and would run the task anywhere."""
+    RAN.clear()
+    await cluster.pilot("pc-1")
+    lost, good = (cluster.submit(ran, name, inputs=inputs) for name, inputs in [("lost", ("du-no",)), ("good", ())])
+    await good
+    with pytest.raises(UnknownObjectError, match="du-no is not known"):
+        await lost
+    direct = cluster.submit(ran, "direct", pilot="pc-no")
+    with pytest.raises(UnknownObjectError, match="pc-no is not known"):
+        await direct
+    assert RAN == ["good"]
+    assert lost.states == direct.states == ["New", "Pending", "Failed"]
+
+
+async def test_a_unit_for_a_pilot_that_has_ended_fails(cluster: Cluster) -> None:
+    await cluster.declare("pc-1")
+    await cluster.call("pilot_ended", id="pc-1", code=0, log="")
+    with pytest.raises(StateError, match="pc-1, which is Done"):
+        await cluster.submit(units.same, 1, pilot="pc-1")
+
+
+async def test_units_of_a_pilot_that_fails_fail_with_it(cluster: Cluster) -> None:
+    await cluster.declare("pc-1")
+    unit = cluster.submit(units.same, 1, pilot="pc-1")
+    await eventually(lambda: len(cluster.plugin.matcher) == 1, "it waits")
+    await cluster.call("pilot_ended", id="pc-1", code=3, log="no licence")
+    with pytest.raises(UnitError, match=r"pc-1 ended with status 3(.|\n)*no licence"):
+        await unit
+    assert len(cluster.plugin.matcher) == 0
+
+
+async def test_a_remote_error_comes_back_and_frees_the_slot(cluster: Cluster) -> None:
+    await cluster.pilot("pc-1")
+    with pytest.raises(ArithmeticError, match="of this"):
+        await cluster.submit(units.fail, "of this")
+    assert await cluster.submit(units.same, 1) == 1
+    await cluster.settled()
+    assert await cluster.call("free_slots", id="pc-1") == 1
+
+
+async def test_a_unit_with_retries_is_bound_anew(cluster: Cluster) -> None:
+    RAN.clear()
+    await cluster.pilot("pc-1")
+    unit = cluster.submit(fails, 2, "third time", retries=2)
+    assert await unit == "third time"
+    assert RAN == ["third time"] * 3
+    assert unit.states[-1] == "Done"
+    assert cluster.plugin.records.units[unit.id].attempt == 3
+
+
+async def test_a_waiting_unit_is_canceled(cluster: Cluster) -> None:
+    unit = cluster.submit(units.same, 1)
+    await eventually(lambda: len(cluster.plugin.matcher) == 1, "it waits")
+    await cluster.call("cancel_units", ids=[unit.id])
+    with pytest.raises(CancelledError):
+        await unit
+    assert unit.states == ["New", "Pending", "Canceled"]
+    assert len(cluster.plugin.matcher) == 0
+    await cluster.pilot("pc-1")
+    assert await cluster.submit(units.same, 2) == 2
+
+
+async def test_slots_of_a_canceled_function_are_free_when_it_has_returned(cluster: Cluster, gate: str) -> None:
+    await cluster.pilot("pc-1")
+    unit = cluster.submit(hold, gate, "u")
+    await eventually(lambda: RAN == ["u"], "it runs")
+    await cluster.call("cancel_units", ids=[unit.id])
+    following = cluster.submit(ran, "following")
+    await cluster.settled()
+    assert unit.states[-1] == "Canceled"
+    assert (RAN, await cluster.call("free_slots", id="pc-1")) == (["u"], 0)
+    GATES[gate].set()
+    await following
+    assert RAN == ["u", "following"]
+
+
+async def test_a_canceled_future_cancels_the_unit(cluster: Cluster) -> None:
+    unit = cluster.submit(units.same, 1)
+    await eventually(lambda: len(cluster.plugin.matcher) == 1, "it waits")
+    await cluster.client.cancel([unit.future])
+    await eventually(lambda: unit.states[-1] == "Canceled", "it is canceled")
+    assert len(cluster.plugin.matcher) == 0
+
+
+# -- results and clients
+
+
+async def test_a_unit_takes_the_result_of_another(cluster: Cluster) -> None:
+    await cluster.pilot("pc-1")
+    unit = cluster.submit(units.same, 41)
+    assert await cluster.client.submit(_following, unit.future) == 42
+
+
+def _following(number: int) -> int:
+    return number + 1
+
+
+async def test_units_outlive_the_client_that_submitted_them(cluster: Cluster, gate: str) -> None:
+    await cluster.pilot("pc-1")
+    async with Client(cluster.scheduler.address, asynchronous=True, set_as_default=False) as other:
+        theirs = Cluster(cluster.scheduler, other, cluster.directory, cluster.stack).submit(hold, gate, "u")
+        await eventually(lambda: RAN == ["u"], "it runs")
+        record = cluster.plugin.records.units[theirs.id]
+        assert record.watchers == {other.id}
+    await eventually(lambda: not record.watchers, "the client is gone")
+    GATES[gate].set()
+    await eventually(lambda: record.life.state.is_final, "it ends")
+    assert str(record.life.state) == "Done"
+
+
+async def test_calls_that_go_wrong_are_answered_with_an_error(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(UnknownObjectError, match="pc-no is not known to this scheduler"):
+        await cluster.call("free_slots", id="pc-no")
+    assert not [r for r in caplog.records if r.name.startswith("dpilot")]
+    with pytest.raises(PilotError, match="the scheduler failed at free_slots: TypeError"):
+        await cluster.call("free_slots", no_such=1)
+    with pytest.raises(PilotError, match="the scheduler failed at no_such_call: AttributeError"):
+        await cluster.call("no_such_call")
+    assert [r.message for r in caplog.records if r.name.startswith("dpilot")] == [
+        "the call free_slots failed",
+        "the call no_such_call failed",
+    ]
+
+
+async def test_a_unit_whose_input_is_lost_fails_while_it_waits(cluster: Cluster) -> None:
+    description = {"datacenter": None, "machine": None, "replicas": 1}
+    request = {"id": "du-1", "description": description, "is_output": True}
+    await cluster.call("add_data", owner=POOL, client=cluster.client.id, requests=[request])
+    await cluster.pilot("pc-1")
+    unit = cluster.submit(units.same, 1, inputs=("du-1",))
+    await eventually(lambda: unit.id in cluster.plugin.records.units, "it is there")
+    assert (await unit.explain()).reason == "waits for its input: du-1 is Pending and has no replica yet"
+    await cluster.call("cancel_data", id="du-1")
+    with pytest.raises(InputError, match="du-1 was canceled"):
+        await unit
+
+
+async def test_many_units_through_few_slots_leave_nothing_behind(cluster: Cluster) -> None:
+    await cluster.pilot("pc-1", 2)
+    await cluster.pilot("pc-2", 1)
+    made = cluster.submit_all([(units.same, (n,)) for n in range(300)], kind="tiny")
+    assert [await unit for unit in made] == list(range(300))
+    await cluster.settled()
+    matcher = cluster.plugin.matcher
+    assert len(matcher) == 0
+    assert [matcher.idle_slots(pilot) for pilot in ("pc-1", "pc-2")] == [2, 1]
+    assert {str(record.life.state) for record in cluster.plugin.records.units.values()} == {"Done"}
