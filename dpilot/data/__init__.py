@@ -4,6 +4,7 @@ from dpilot.data.cache import Cache
 from dpilot.data.checksum import Hasher
 from dpilot.data.manifest import FileEntry, Manifest
 from dpilot.data.names import check_name, check_pattern, collect
+from dpilot.data.registered import Registered
 from dpilot.data.retry import Retry
 from dpilot.data.sources import Source, expand_sources
 from dpilot.data.staging import link_files, stage_in, stage_out
@@ -17,6 +18,7 @@ __all__ = [
     "FileProblem",
     "Hasher",
     "Manifest",
+    "Registered",
     "Retry",
     "Source",
     "Store",

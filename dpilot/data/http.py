@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import IO, Any, ClassVar, NoReturn
+from typing import IO, Any, ClassVar
 
-from dpilot.data.location import Chunks, Location
-from dpilot.errors import StoreError
+from dpilot.data.readonly import ReadOnlyLocation
 
 __all__ = ["HTTP", "HttpLocation"]
 
@@ -15,10 +14,10 @@ HTTP = frozenset({"http", "https"})
 
 
 @dataclass(frozen=True, slots=True)
-class HttpLocation(Location):
+class HttpLocation(ReadOnlyLocation):
     """A file on a web server."""
 
-    read_only: ClassVar[bool] = True
+    why: ClassVar[str] = "files on web servers can only be read; name them in a data unit's file_urls"
 
     def _stream(self) -> Any:
         # 0 makes a stream of it: not every web server can begin in the middle of a file.
@@ -30,29 +29,3 @@ class HttpLocation(Location):
             if not self.fs.info(self.path).get("partial"):
                 return self._as(self._stream(), mode)
         return super(HttpLocation, self).open(mode)
-
-    def write_bytes(self, data: bytes, *, exclusive: bool = False) -> NoReturn:
-        """Refused."""
-        self._refuse("write")
-
-    def write(self, chunks: Chunks, nbytes: int | None = None, *, mode: int = 0o444) -> NoReturn:
-        """Refused."""
-        self._refuse("write")
-
-    def prepare(self) -> NoReturn:
-        """Refused."""
-        self._refuse("make a store of")
-
-    def remove(self) -> NoReturn:
-        """Refused."""
-        self._refuse("remove")
-
-    def remove_tree(self) -> NoReturn:
-        """Refused."""
-        self._refuse("remove")
-
-    def _refuse(self, action: str) -> NoReturn:
-        raise StoreError(
-            f"cannot {action} {self.url}: files on web servers can only be read; name them in a data unit's file_urls",
-            url=self.url,
-        )

@@ -117,6 +117,11 @@ class LocalLocation(Location):
             status = self.local.stat()
         return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
 
+    def size(self) -> int:
+        """How many bytes the file has."""
+        with self.errors("read"):
+            return self.local.stat().st_size
+
     def prepare(self) -> None:
         """Make this directory."""
         with self.errors("open"):

@@ -76,12 +76,12 @@ class Location:
     """A file or directory that fsspec reaches.
 
     Stores, transfers and staging know a place by these methods only, so a subclass that has them is a place like any
-    other: ``read_bytes``, ``write_bytes``, ``read``, ``write``, ``open``, ``version``, ``copy_within`` for files,
-    ``prepare``, ``exists``, ``subdirectories``, ``sizes``, ``ages``, ``remove``, ``prune``, ``remove_tree`` for what
-    is there, each as documented here. A subclass that overrides all of them but those that do nothing needs no ``fs``.
+    other: ``read_bytes``, ``write_bytes``, ``read``, ``write``, ``open``, ``version``, ``size``, ``copy_within`` for
+    files, ``prepare``, ``exists``, ``subdirectories``, ``sizes``, ``ages``, ``remove``, ``prune``, ``remove_tree``
+    for what is there, each as documented here. A subclass that has all that do something needs no ``fs``.
     Places pickle, and several threads may use one. Whatever goes wrong in a method is raised as a
     :class:`~dpilot.errors.StoreError` made by :meth:`error`; that a file is not there is an error for ``read``,
-    ``open`` and ``version`` only.
+    ``open``, ``version`` and ``size`` only.
 
     Parameters
     ----------
@@ -113,6 +113,11 @@ class Location:
     def local(self) -> Path | None:
         """The path, where the place is on a file system of this machine."""
         return None
+
+    @property
+    def origin(self) -> Location:
+        """The place that this one stands for: itself."""
+        return self
 
     @property
     def fs(self) -> Any:
@@ -245,6 +250,19 @@ class Location:
             self.fs.invalidate_cache(self.path)
             row = self.fs.info(self.path)
         return " ".join(f"{key}={row[key]}" for key in _VERSION if row.get(key) is not None) or None
+
+    def size(self) -> int | None:
+        """How many bytes the file has; None where its file system does not tell.
+
+        Raises
+        ------
+        StoreError
+            If the file is not there.
+        """
+        with self.errors("read"):
+            self.fs.invalidate_cache(self.path)
+            found: int | None = self.fs.info(self.path).get("size")
+            return found
 
     def copy_within(self, source: Location) -> bool:
         """Copy a file from `source` to here, if the service that has both can do it without sending us its bytes.

@@ -110,7 +110,7 @@ def _attempt(move: Move, progress: OnBytes) -> FileEntry:
     progress(0)
     try:
         expected = move.expected
-        if expected is not None and move.target.copy_within(move.source):
+        if expected is not None and move.target.copy_within(move.source.origin):
             count = expected.nbytes
             progress(count)
             move.done = True

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from dpilot.data.http import HTTP
@@ -37,7 +38,9 @@ class Source:
     nbytes: int | None
 
 
-def expand_sources(file_urls: Iterable[str | os.PathLike[str]]) -> dict[str, Source]:
+def expand_sources(
+    file_urls: Iterable[str | os.PathLike[str]], options: Mapping[str, Any] | None = None
+) -> dict[str, Source]:
     """Find the files that a description means.
 
     Parameters
@@ -50,7 +53,9 @@ def expand_sources(file_urls: Iterable[str | os.PathLike[str]]) -> dict[str, Sou
         - a glob, whose matches are named by their path below the part without magic: ``data/*.csv`` gives
           ``a.csv``, ``data/*/x`` gives ``1/x``. It matches files; ``**`` stands for any number of directories.
 
-        on this machine's disk or under any URL that fsspec reaches (options: fsspec's configuration).
+        on this machine's disk or under any URL that fsspec reaches.
+    options : mapping, optional
+        What fsspec needs to reach those which are not on this machine, besides its own configuration.
 
     Returns
     -------
@@ -71,7 +76,7 @@ def expand_sources(file_urls: Iterable[str | os.PathLike[str]]) -> dict[str, Sou
         raise DescriptionError(f"{_FIELD} {file_urls!r} is one path; give a list", field=_FIELD, value=file_urls)
     found: dict[str, Source] = {}
     for url in file_urls:
-        location = locate(url, field=_FIELD)
+        location = locate(url, options, field=_FIELD)
         contents = os.fspath(url).endswith("/")
         if isinstance(location, LocalLocation):
             expanded = _local(location, contents)
