@@ -54,3 +54,45 @@ def demo(naive: bool, compare: bool, s3: bool, months: int, keep: Path | None) -
         sys.exit(130)
     except PilotError as error:
         raise click.ClickException(str(error)) from error
+
+
+@main.command()
+@click.argument("scenario", metavar="SCENARIO")
+@click.option("--policy", "policies", multiple=True, help="Only this policy; may be given several times.")
+@click.option(
+    "--what-if",
+    "changes",
+    multiple=True,
+    metavar="CHANGE",
+    help="Change the scenario, and show what that brings: 'pilot us-east slots=8', 'without PILOT', "
+    "'replica DATA STORE', 'link eu us bandwidth=1Gbit/s'. Several are made together.",
+)
+@click.option("--seed", type=int, help="For policies that draw lots.  [default: the scenario's]")
+@click.option(
+    "--plans",
+    type=click.IntRange(0),
+    help="How many plans with perfect knowledge to try.  [default: 500 if it is small]",
+)
+@click.option(
+    "--trace", type=click.Path(path_type=Path, dir_okay=False), help="Write what happened to each unit: .csv, .jsonl"
+)
+def simulate(
+    scenario: str,
+    policies: tuple[str, ...],
+    changes: tuple[str, ...],
+    seed: int | None,
+    plans: int | None,
+    trace: Path | None,
+) -> None:
+    """Place units on pilots that exist on paper only.
+
+    SCENARIO is a file (YAML, JSON, TOML, or a recorded run: .jsonl) or the name of a workload, such as hotspot. It is
+    run under dpilot's own policy and under others, beside what no policy could beat. With --what-if, as it is and
+    changed, under dpilot's policy.
+    """
+    from dpilot.simulator.command import run
+
+    try:
+        run(scenario, policies, changes, seed=seed, plans=plans, trace=trace)
+    except PilotError as error:
+        raise click.ClickException(str(error)) from error

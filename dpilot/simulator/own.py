@@ -1,0 +1,120 @@
+"""dpilot's own policy in a simulation: the matcher of :mod:`dpilot.placement` itself, driven as the scheduler does.
+
+All that the simulator knows of the matcher is in this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dpilot.placement import InputView, Links, Matcher, Policy, Request, Site
+from dpilot.simulator.placement import Binding, Orders
+from dpilot.simulator.scenario import Scenario, Unit
+
+__all__ = ["Dpilot"]
+
+#: All pilots belong to one service.
+_POOL = "simulated"
+
+
+class Dpilot:
+    """Late binding at least cost, with what dpilot learns on the way of links and run times.
+
+    Parameters
+    ----------
+    links : Links, optional
+        What it assumes of links before it has seen a transfer.
+    prefer_wait_s, in_flight_s, unknown_runtime_s : float
+        As under ``placement`` in ``dpilot.yaml``.
+    """
+
+    name = "dpilot"
+
+    def __init__(
+        self,
+        links: Links | None = None,
+        *,
+        prefer_wait_s: float = 5.0,
+        in_flight_s: float = 0.05,
+        unknown_runtime_s: float = 0.5,
+    ) -> None:
+        self.links = links or Links()
+        policy = Policy(self.links, prefer_wait_s=prefer_wait_s)
+        self.matcher = Matcher(policy, in_flight_s=in_flight_s, unknown_runtime_s=unknown_runtime_s)
+
+    def begin(self, scenario: Scenario, seed: int) -> None:
+        """Take in what is said beforehand: everything else comes as events."""
+        self._units, self._pilots, self._data = scenario.units, scenario.pilots, scenario.data
+        self._unit_numbers = {unit.id: number for number, unit in enumerate(scenario.units)}
+        self._pilot_numbers = {pilot.id: number for number, pilot in enumerate(scenario.pilots)}
+        self._where: list[dict[Site, None]] = [{} for _ in scenario.data]
+        self._views: dict[str, InputView] = {}
+        self.matcher.inputs = self._views
+        self._requests: dict[Request, Request] = {}  # equal ones are one object
+
+    def pilot_expected(self, pilot: int) -> None:
+        """It starts: its slots are declared."""
+        spec = self._pilots[pilot]
+        self.matcher.add_pilot(spec.id, spec.site, spec.slots)
+
+    def pilot_came(self, pilot: int) -> None:
+        """Its workers join."""
+        spec = self._pilots[pilot]
+        for worker in range(spec.slots // spec.slots_per_worker):
+            self.matcher.add_worker(spec.id, f"{worker}", spec.slots_per_worker)
+
+    def pilot_gone(self, pilot: int) -> None:
+        """It has ended."""
+        self.matcher.remove_pilot(self._pilots[pilot].id)
+
+    def ready(self, unit: int, now: float) -> None:
+        """A unit is to be bound."""
+        spec = self._units[unit]
+        self.matcher.submit(spec.id, self._request(spec), now=now, priority=spec.priority, order=spec.submitted_s)
+
+    def _request(self, unit: Unit) -> Request:
+        request = Request(_POOL, unit.kind, unit.slots, unit.site, unit.affinity == "require", unit.pilot, unit.inputs)
+        return self._requests.setdefault(request, request)
+
+    def staged(self, unit: int) -> None:
+        """The matcher does not ask."""
+
+    def ended(self, unit: int, pilot: int, run_s: float) -> None:
+        """Its slots are free, and something was learned of its kind."""
+        spec = self._units[unit]
+        self.matcher.release(spec.id)
+        self.matcher.runtimes.observe(spec.kind, run_s)
+
+    def lost(self, unit: int, pilot: int) -> None:
+        """Its pilot has ended before it did."""
+        self.matcher.release(self._units[unit].id)
+
+    def replica(self, data: int, site: Site, is_there: bool) -> None:
+        """What a machine has in its cache counts as a replica, as in the scheduler."""
+        if is_there:
+            self._where[data][site] = None
+        else:
+            self._where[data].pop(site, None)
+        spec = self._data[data]
+        self._views[spec.id] = InputView(spec.id, spec.nbytes, spec.n_files, tuple(self._where[data]))
+
+    def transferred(self, source: Site, target: Site, nbytes: int, seconds: float) -> None:
+        """Links learn."""
+        self.links.observe(source, target, nbytes, seconds)
+
+    def source(self, sources: Sequence[Site], target: Site) -> int:
+        """The fastest of those that are equally near."""
+        return min(range(len(sources)), key=lambda index: (self.links.rank(sources[index], target), index))
+
+    def decide(self, now: float) -> Orders:
+        """Ask the matcher."""
+        matching = self.matcher.match(now)
+        bindings = []
+        for binding in matching.bindings:
+            held = tuple((int(worker), n) for worker, n in self._held(binding.unit, binding.pilot))
+            bindings.append(Binding(self._unit_numbers[binding.unit], self._pilot_numbers[binding.pilot], held))
+        return Orders(bindings, recheck_s=matching.recheck_s)
+
+    def _held(self, unit: str, pilot: str) -> tuple[tuple[str, int], ...]:
+        """The slots that the matcher has reserved for a unit: at several workers if it is wide."""
+        return self.matcher._pilots[pilot].slots.reservations[unit].slots

@@ -1,0 +1,266 @@
+"""Bringing data units to machines: each is brought once, however many units of the machine want it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from dpilot.placement import Distance, Site
+from dpilot.simulator.network import Network, Transfer
+from dpilot.simulator.placement import Placement
+from dpilot.simulator.scenario import Scenario
+
+if TYPE_CHECKING:
+    from dpilot.simulator.pool import Attempt
+
+__all__ = ["Bringing", "Machine", "Staging"]
+
+
+class Bringing:
+    """A data unit on its way to a machine, and who waits for it there; the first of them had it brought."""
+
+    __slots__ = ("begun_s", "data", "is_kept", "machine", "owner", "source", "transfer", "waiting")
+
+    def __init__(self, data: int, machine: Machine, owner: int, source: Site, transfer: Transfer, now: float) -> None:
+        self.data = data
+        self.machine = machine
+        self.owner = owner  # the pilot whose worker brings it
+        self.source = source
+        self.transfer = transfer
+        self.begun_s = now
+        self.is_kept = True
+        self.waiting: list[Attempt | None] = []  # None: it is brought ahead of all
+
+
+class Machine:
+    """What one machine keeps of what was brought to it. A pilot without a machine label is one by itself."""
+
+    __slots__ = ("coming", "is_labelled", "kept", "limit_nbytes", "nbytes", "site")
+
+    def __init__(self, site: Site, limit_nbytes: int) -> None:
+        self.site = site
+        self.is_labelled = site.machine is not None
+        self.limit_nbytes = limit_nbytes
+        self.nbytes = 0  # of what is kept or coming
+        self.kept: dict[int, int] = {}  # data unit -> how many units use it; the least recently used first
+        self.coming: dict[int, Bringing] = {}
+
+    def use(self, data: int) -> None:
+        """A unit uses what is kept here, from now on."""
+        self.kept[data] = self.kept.pop(data) + 1
+
+    def make_room(self, nbytes: int, sizes: Sequence[int]) -> list[int] | None:
+        """Evict what was not used for longest. Returns what had to go, or None if there is no room to be made."""
+        excess = self.nbytes + nbytes - self.limit_nbytes
+        if excess <= 0:
+            return []
+        evicted = []
+        for data, users in self.kept.items():
+            if excess <= 0:
+                break
+            if not users:
+                evicted.append(data)
+                excess -= sizes[data]
+        if excess > 0:
+            return None
+        for data in evicted:
+            del self.kept[data]
+            self.nbytes -= sizes[data]
+        return evicted
+
+
+class Staging:
+    """Brings the inputs of units, one after the other, and takes their outputs to stores.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    policy : Placement
+        Told what was brought where, and asked from where to bring.
+    network : Network
+    at, now : callable
+        The clock: see :class:`Network`; and what time it is.
+    inputs : sequence of tuple of int
+        Of each unit.
+    staged : callable
+        Called with an attempt when its inputs are all there.
+    copied : callable
+        Called when a data unit is there that was brought ahead of units.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        policy: Placement,
+        network: Network,
+        at: Callable[..., None],
+        now: Callable[[], float],
+        inputs: Sequence[tuple[int, ...]],
+        staged: Callable[[Attempt], None],
+        copied: Callable[[], None],
+    ) -> None:
+        self._policy, self._network, self._at, self._now = policy, network, at, now
+        self._inputs, self._staged, self._copied = inputs, staged, copied
+        self._data = scenario.data
+        self._sizes = [data.nbytes for data in scenario.data]
+        self._peers = scenario.peers
+        self._limit_nbytes = scenario.cache_nbytes
+        self._where: list[list[Site]] = [
+            [scenario.store_of[store].site for store in data.replicas] for data in scenario.data
+        ]
+        self._cached: list[dict[Site, None]] = [{} for _ in scenario.data]
+        self._machines: dict[object, Machine] = {}
+        self._of_pilot: list[dict[Bringing, None]] = [{} for _ in scenario.pilots]
+        self.copied = [0, 0, 0]  # bytes that were brought ahead of units, by distance
+        self.wasted = [0, 0, 0]  # bytes of transfers that were broken off
+        for data, sites in enumerate(self._where):
+            for site in sites:
+                policy.replica(data, site, True)
+
+    def machine(self, pilot: int, site: Site) -> Machine:
+        """The machine that a pilot is on: shared with those that bear the same labels, if they name a machine."""
+        key: object = site if site.machine is not None else pilot
+        if key not in self._machines:
+            self._machines[key] = Machine(site, self._limit_nbytes)
+        return self._machines[key]
+
+    # -- in
+
+    def stage(self, attempt: Attempt) -> None:
+        """Go on with the inputs of an attempt: from the first that it does not have yet."""
+        machine = attempt.machine
+        inputs = self._inputs[attempt.unit]
+        while attempt.n_inputs < len(inputs):
+            data = inputs[attempt.n_inputs]
+            if data in machine.kept:
+                self._got(attempt, data, 0)
+                continue
+            bringing = machine.coming.get(data) or self._bring(data, machine, attempt.pilot)
+            bringing.waiting.append(attempt)
+            return
+        self._staged(attempt)
+
+    def _got(self, attempt: Attempt, data: int, distance: int) -> None:
+        _count(attempt, distance, self._sizes[data])
+        attempt.n_inputs += 1
+        if data in attempt.machine.kept:
+            attempt.machine.use(data)
+            if attempt.uses is None:
+                attempt.uses = []
+            attempt.uses.append(data)
+
+    def drop(self, attempt: Attempt) -> None:
+        """An attempt is over: it uses nothing any more."""
+        for data in attempt.uses or ():
+            attempt.machine.kept[data] -= 1
+
+    def copy(self, data: int, machine: Machine, owner: int) -> None:
+        """Bring a data unit to a machine ahead of the units that will ask for it."""
+        if data not in machine.kept and data not in machine.coming and (self._where[data] or self._cached[data]):
+            self._bring(data, machine, owner).waiting.append(None)
+
+    def _bring(self, data: int, machine: Machine, owner: int) -> Bringing:
+        now = self._now()
+        evicted = machine.make_room(self._sizes[data], self._sizes)
+        for gone in evicted or ():
+            self._cached[gone].pop(machine.site, None)
+            if machine.is_labelled:
+                self._policy.replica(gone, machine.site, False)
+        source = self._source(data, machine.site)
+        transfer = Transfer(self._sizes[data], lambda at: self._brought(bringing, at))
+        bringing = Bringing(data, machine, owner, source, transfer, now)
+        bringing.is_kept = evicted is not None
+        if bringing.is_kept:
+            machine.nbytes += self._sizes[data]
+            machine.coming[data] = bringing
+        self._of_pilot[owner][bringing] = None
+        self._after_latency(transfer, source, machine.site, self._data[data].n_files)
+        return bringing
+
+    def _after_latency(self, transfer: Transfer, source: Site, target: Site, n_files: int) -> None:
+        begins = self._now() + self._network.latency_s(source, target, n_files)
+        self._at(begins, self._begin, (transfer, source, target))
+
+    def _begin(self, moved: tuple[Transfer, Site, Site]) -> None:
+        if not moved[0].is_over:
+            self._network.start(*moved, self._now())
+
+    def _source(self, data: int, target: Site) -> Site:
+        sites = self._where[data]
+        if self._peers and self._cached[data]:
+            sites = [*sites, *self._cached[data]]
+        if len(sites) == 1:
+            return sites[0]
+        nearest = min(site.distance(target) for site in sites)
+        sites = [site for site in sites if site.distance(target) == nearest]
+        if self._peers and nearest is not Distance.SAME_MACHINE:
+            # Peers that serve others already are left to them: so a data unit spreads like a rumour.
+            load = [self._network.active(site, target) for site in sites]
+            sites = [site for site, n in zip(sites, load, strict=True) if n == min(load)]
+        return sites[0] if len(sites) == 1 else sites[self._policy.source(sites, target)]
+
+    def _brought(self, bringing: Bringing, now: float) -> None:
+        machine, data = bringing.machine, bringing.data
+        self._of_pilot[bringing.owner].pop(bringing, None)
+        distance = bringing.source.distance(machine.site)
+        if bringing.is_kept:
+            del machine.coming[data]
+            machine.kept[data] = 0
+            if machine.is_labelled:
+                self._cached[data][machine.site] = None
+                self._policy.replica(data, machine.site, True)
+        self._policy.transferred(bringing.source, machine.site, self._sizes[data], now - bringing.begun_s)
+        waiting = bringing.waiting
+        if waiting and waiting[0] is None:
+            self.copied[distance] += self._sizes[data]
+            self._copied()
+        first = waiting[0] if waiting else None
+        attempts = [attempt for attempt in waiting if attempt is not None and not attempt.is_over]
+        for attempt in attempts:  # all of them hold it before the first goes on to what may evict it
+            self._got(attempt, data, distance if attempt is first else 0)
+        for attempt in attempts:
+            self.stage(attempt)
+
+    def pilot_gone(self, pilot: int) -> None:
+        """What a pilot's workers were bringing is not brought; others that wait for it bring it themselves."""
+        broken, self._of_pilot[pilot] = self._of_pilot[pilot], {}
+        for bringing in broken:
+            distance = bringing.source.distance(bringing.machine.site)
+            self.wasted[distance] += self._network.cancel(bringing.transfer, self._now())
+            if bringing.is_kept:
+                del bringing.machine.coming[bringing.data]
+                bringing.machine.nbytes -= self._sizes[bringing.data]
+        for bringing in broken:
+            for attempt in bringing.waiting:
+                if attempt is not None and not attempt.is_over:
+                    self.stage(attempt)
+
+    # -- out
+
+    def upload(self, attempt: Attempt, nbytes: int, target: Site, done: Callable[[float], None]) -> None:
+        """Take what a unit wrote to a store."""
+        source = attempt.machine.site
+        distance = source.distance(target)
+
+        def then(now: float) -> None:
+            _count(attempt, distance, nbytes)
+            done(now)
+
+        transfer = Transfer(nbytes, then)
+        attempt.upload = transfer, distance
+        self._after_latency(transfer, source, target, 1)
+
+    def cancel(self, transfer: Transfer, distance: int) -> None:
+        """Break an upload off."""
+        self.wasted[distance] += self._network.cancel(transfer, self._now())
+
+    def written(self, data: int, site: Site) -> None:
+        """A data unit is complete at a store."""
+        self._where[data].append(site)
+        self._policy.replica(data, site, True)
+
+
+def _count(attempt: Attempt, distance: int, nbytes: int) -> None:
+    if attempt.nbytes is None:
+        attempt.nbytes = [0, 0, 0]
+    attempt.nbytes[distance] += nbytes
