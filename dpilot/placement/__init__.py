@@ -6,12 +6,14 @@ Time is passed in, so the same events give the same decisions, in a test, in a s
 thousand workers and in the scheduler.
 """
 
+from dpilot.placement.decision import Decision, Row
 from dpilot.placement.estimates import RunTimes
+from dpilot.placement.links import LinkRow, Links, StatedLink
 from dpilot.placement.matcher import Binding, Matcher, Matching
-from dpilot.placement.policy import Decision, Policy, Row
-from dpilot.placement.slots import PilotSlots
+from dpilot.placement.policy import Policy, feasible
+from dpilot.placement.slots import PilotSlots, Reservation, Share
 from dpilot.placement.stores import StoreView, choose_stores, nearest_store
-from dpilot.placement.topology import Distance, Links, Site
+from dpilot.placement.topology import Distance, Site
 from dpilot.placement.views import InputView, PilotView, Request
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "Decision",
     "Distance",
     "InputView",
+    "LinkRow",
     "Links",
     "Matcher",
     "Matching",
@@ -26,10 +29,14 @@ __all__ = [
     "PilotView",
     "Policy",
     "Request",
+    "Reservation",
     "Row",
     "RunTimes",
+    "Share",
     "Site",
+    "StatedLink",
     "StoreView",
     "choose_stores",
+    "feasible",
     "nearest_store",
 ]

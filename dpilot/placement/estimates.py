@@ -28,6 +28,10 @@ class RunTimes:
         mean_s = self._mean_s.get(kind)
         self._mean_s[kind] = seconds if mean_s is None else mean_s + _WEIGHT * (seconds - mean_s)
 
+    def known_s(self, kind: str) -> float | None:
+        """How long a unit of `kind` is expected to run, in seconds; None if none has run yet."""
+        return self._mean_s.get(kind)
+
     def expected_s(self, kind: str) -> float:
         """How long a unit of `kind` is expected to run, in seconds."""
         return self._mean_s.get(kind, self.unknown_s)

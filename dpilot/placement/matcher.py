@@ -1,25 +1,52 @@
 """The waiting units and the pilots' slots: binds a unit when the slot that suits it best is free.
 
 Late binding: nothing is bound before a slot is free for it, and every event (a unit, a slot, a pilot
-or a replica more) lets all that waits be decided anew. Equal requests wait in one line, so a
-decision is taken once for the head of a line, however many stand behind it.
+or a replica more) lets all that it concerns be decided anew.
+
+What an event costs does not grow with the number of pilots or of waiting units:
+
+- Equal requests wait in one *line*: a decision is taken once for the first unit (:mod:`~dpilot.placement.lines`).
+- A line's *home* is a *place*: a machine, a datacenter or the whole pool, whichever is the largest whose pilots all fit
+  it best (:mod:`~dpilot.placement.homes`). Only places that its inputs and labels name are looked at. Lines with one
+  home and one need stand in a *queue*, in the order of their first units.
+- A place knows its least loaded pilot (:mod:`~dpilot.placement.places`). So a slot that comes free concerns three
+  places and their queues, a unit that comes concerns one queue.
+- A queue that its home cannot serve stands among the *busy* ones, the longest first. Slots that nobody takes at home go
+  to the longest of them (:mod:`~dpilot.placement.spill`), and what was found not to be worth its way is not looked at
+  again before something has changed.
+- Homes are not kept up to date: a line has a version, and is given its home anew when it comes to the head of its queue
+  and the pilots or links are no longer the same. A replica more or less is told to the lines that read it.
+- No call does more than so much: what is left over is asked for again at once, by a recheck in 0 seconds.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
+from dpilot.placement.decision import Decision, Row, home_of, told
 from dpilot.placement.estimates import RunTimes
-from dpilot.placement.policy import Decision, Policy, Row
-from dpilot.placement.slots import PilotSlots
+from dpilot.placement.homes import choose
+from dpilot.placement.lines import Line, Queue, Waiting
+from dpilot.placement.places import Need, Pilot, Place, Pool
+from dpilot.placement.policy import Policy
+from dpilot.placement.slots import PilotSlots, Reservation
+from dpilot.placement.spill import Spill
 from dpilot.placement.topology import Site
+from dpilot.placement.transit import Transit
 from dpilot.placement.views import InputView, PilotView, Request
 
 __all__ = ["Binding", "Matcher", "Matching"]
+
+#: How many units are bound, or given another home, by one call.
+_MOST_STEPS = 256
+#: How many lines are told at once of a replica.
+_MOST_TOLD = 64
+#: How many pilots a decision remembers.
+_MOST_ROWS = 8
 
 
 class Binding(NamedTuple):
@@ -34,38 +61,12 @@ class Binding(NamedTuple):
 class Matching(NamedTuple):
     """What :meth:`Matcher.match` decided.
 
-    ``recheck_s`` is the time after which it should be asked again even if nothing happens (a unit
-    that waits for its best pilot may then go to another one), or None.
+    ``recheck_s`` is the time after which it should be asked again even if nothing happens (a unit that waits for its
+    best pilot may then go to another one; or not all that can be bound was bound, and it is 0), or None.
     """
 
     bindings: list[Binding]
     recheck_s: float | None
-
-
-@dataclass(slots=True)
-class _Pilot:
-    site: Site
-    slots: PilotSlots
-    declared: int  # slots it has or, while it starts, will have
-    last_bound: float = 0.0
-
-    def room(self, slots: int, expected_s: float) -> int:
-        """Its idle slots; or 1 if it has none, and would queue a unit of one slot."""
-        return self.slots.idle or int(slots == 1 and self.slots.has_room(expected_s))
-
-
-class _Waiting(NamedTuple):
-    """A waiting unit; tuples order by priority, then by submission."""
-
-    order: tuple[float, float]
-    unit: str
-    since: float
-
-
-@dataclass(slots=True)
-class _Line:
-    heap: list[_Waiting] = field(default_factory=list)
-    length: int = 0
 
 
 class Matcher:
@@ -78,53 +79,143 @@ class Matcher:
         Seconds of work per slot to keep at a worker, see :class:`PilotSlots`.
     unknown_runtime_s : float
         Run time assumed of a kind of work that has not run yet.
+    inputs : mapping of id to InputView
+        The data units, as they are now. It is the caller's: the matcher looks up what a unit reads when it decides, and
+        keeps nothing of it. Tell :meth:`data_changed` when one that units may be waiting for has changed.
     """
 
     def __init__(
-        self, policy: Policy | None = None, *, in_flight_s: float = 0.05, unknown_runtime_s: float = 0.5
+        self,
+        policy: Policy | None = None,
+        *,
+        in_flight_s: float = 0.05,
+        unknown_runtime_s: float = 0.5,
+        inputs: Mapping[str, InputView] | None = None,
     ) -> None:
         self.policy = policy or Policy()
         self.runtimes = RunTimes(unknown_runtime_s)
+        self.transit = Transit(self.policy.links)
         self.in_flight_s = in_flight_s
-        self.inputs: dict[str, InputView] = {}
-        self.pools: dict[str, Collection[str]] = {}
-        self._pilots: dict[str, _Pilot] = {}
-        self._pilot_of: dict[str, str] = {}
-        self._lines: dict[Request, _Line] = {}
-        self._waiting: dict[str, tuple[Request, _Waiting]] = {}
+        self.inputs: Mapping[str, InputView] = {} if inputs is None else inputs
+        self._pilots: dict[str, Pilot] = {}
+        self._pilot_of: dict[str, Pilot] = {}
+        self._members: dict[str, frozenset[str]] = {}
+        self._pools: dict[str, Pool] = {}
+        self._direct: dict[str, Pool] = {}  # for units that were submitted to one pilot
+        self._lines: dict[Request, Line] = {}
+        self._readers: dict[str, Line | dict[Line, None]] = {}  # data unit -> who reads it; mostly it is one
+        self._changes = 0  # of data units that very many lines read
+        self._waiting: dict[str, Waiting] = {}
+        self._changed: dict[Pilot, None] = {}
+        self._marked: list[tuple[Waiting, int, Queue]] = []  # a heap: queues that something has happened to
+        self._count = 0
+        self._spill = Spill(self)
 
     # -- pilots and their workers
 
-    def add_pilot(self, pilot: str, site: Site, slots: int) -> None:
-        """A pilot that is starting: its workers will bring `slots` slots."""
-        self._pilots[pilot] = _Pilot(site, PilotSlots(self.in_flight_s), slots)
+    def add_pilot(
+        self,
+        pilot: str,
+        site: Site,
+        slots: int,
+        *,
+        memory_nbytes: int | None = None,
+        gpus: int = 0,
+        ends_at: float | None = None,
+    ) -> None:
+        """A pilot that is starting: its workers will bring `slots` slots.
+
+        Parameters
+        ----------
+        pilot : str
+        site : Site
+        slots : int
+        memory_nbytes : int or None
+            Memory of each worker; None: not known.
+        gpus : int
+            GPUs of each worker.
+        ends_at : float or None
+            When it will be gone; None: never, or not known yet (see :meth:`set_end`).
+        """
+        made = self._pilots[pilot] = Pilot(pilot, site, PilotSlots(self.in_flight_s), slots, memory_nbytes, gpus)
+        made.ends_at = ends_at
+        for name, pool in self._pools.items():
+            if pilot in self._members.get(name, (pilot,)):
+                self._join(made, pool)
+        if pilot in self._direct:
+            self._join(made, self._direct[pilot])
 
     def remove_pilot(self, pilot: str) -> None:
         """Forget a pilot. Whoever held slots there holds nothing any more."""
         gone = self._pilots.pop(pilot, None)
-        if gone is not None:
-            for unit in gone.slots.reservations:
-                self._pilot_of.pop(unit, None)
+        if gone is None:
+            return
+        for unit in list(gone.slots.reservations):
+            self._pilot_of.pop(unit, None)
+            self.transit.end(unit)
+        self._unreserve(gone)
+        self._changed.pop(gone, None)
+        for pool in (*self._pools.values(), *self._direct.values()):
+            self._part(gone, pool)
+        gone.stamp += 1
 
-    def add_worker(self, pilot: str, address: str, slots: int) -> None:
-        """A worker of `pilot` has joined with `slots` slots."""
+    def set_end(self, pilot: str, ends_at: float | None) -> None:
+        """When a pilot will be gone: no unit is placed there that is known to run longer."""
+        self._pilots[pilot].ends_at = ends_at
+        for pool in (*self._pools.values(), *self._direct.values()):
+            pool.ends = pool.ends or (ends_at is not None and pilot in pool.root.pilots)
+        self._re_decide(self._pilots[pilot])
+
+    def set_pool(self, pool: str, pilots: frozenset[str] | set[str] | None) -> None:
+        """Which pilots the units of a pool may use; None: all, as long as nobody tells."""
+        if pilots is None:
+            self._members.pop(pool, None)
+        else:
+            self._members[pool] = frozenset(pilots)
+        known = self._pools.get(pool)
+        if known is None:
+            return
+        known.members = self._members.get(pool)
+        for pilot in self._pilots.values():
+            is_there = pilot.name in known.root.pilots
+            if is_there != (known.members is None or pilot.name in known.members):
+                if is_there:
+                    self._unreserve(pilot)
+                    self._part(pilot, known)
+                else:
+                    self._join(pilot, known)
+
+    def add_worker(
+        self, pilot: str, address: str, slots: int, *, memory_nbytes: int | None = None, gpus: int = 0
+    ) -> None:
+        """A worker of `pilot` has joined with `slots` slots; `memory_nbytes` of None is no limit."""
         held = self._pilots[pilot]
-        held.slots.add_worker(address, slots)
-        held.declared = max(held.declared, held.slots.total)
+        held.slots.add_worker(address, slots, memory_nbytes, gpus)
+        if held.declare(max(held.declared, held.slots.total)):
+            self._re_decide(held)
+        self._changed[held] = None
 
     def open_worker(self, pilot: str, address: str, is_open: bool) -> None:
         """Let a worker take units, or let it not: it starts, is paused or retires."""
         held = self._pilots.get(pilot)
         if held is not None and address in held.slots.workers:
             held.slots.open_worker(address, is_open)
+            self._unreserve(held)
+            self._changed[held] = None
 
     def remove_worker(self, pilot: str, address: str) -> None:
         """A worker of `pilot` is gone; what units held there is free."""
         held = self._pilots.get(pilot)
-        if held is not None and address in held.slots.workers:
-            held.declared -= held.slots.workers[address].slots
-            for unit in held.slots.remove_worker(address):
-                self._pilot_of.pop(unit, None)
+        if held is None or address not in held.slots.workers:
+            return
+        slots = held.slots.workers[address].slots
+        for unit in held.slots.remove_worker(address):
+            self._pilot_of.pop(unit, None)
+            self.transit.end(unit)
+        held.declare(held.declared - slots)
+        self._unreserve(held)
+        self._re_decide(held)
+        self._changed[held] = None
 
     def idle_slots(self, pilot: str) -> int:
         """Slots of `pilot` that no unit holds."""
@@ -133,6 +224,31 @@ class Matcher:
     def total_slots(self, pilot: str) -> int:
         """Slots of all workers of `pilot` that are here."""
         return self._pilots[pilot].slots.total if pilot in self._pilots else 0
+
+    def held(self, unit: str) -> Reservation | None:
+        """What a bound unit holds: slots, memory and GPUs, by worker; None if it is not bound."""
+        pilot = self._pilot_of.get(unit)
+        return None if pilot is None else pilot.slots.reservations[unit]
+
+    def _join(self, pilot: Pilot, pool: Pool) -> None:
+        pool.add(pilot)
+        self._changed[pilot] = None
+        for queue in pool.nowhere.queues.values():
+            self.mark(queue)
+
+    def _part(self, pilot: Pilot, pool: Pool) -> None:
+        for place in pool.remove(pilot):
+            for queue in place.queues.values():
+                self.mark(queue)
+
+    def _re_decide(self, pilot: Pilot) -> None:
+        """What a pilot can do has changed: lines may have other homes."""
+        for pool in (*self._pools.values(), *self._direct.values()):
+            if pilot.name in pool.root.pilots:
+                pool.version += 1
+                for queue in pool.nowhere.queues.values():
+                    self.mark(queue)
+        self._mark_all(pilot)
 
     # -- units
 
@@ -145,186 +261,344 @@ class Matcher:
     def submit(self, unit: str, request: Request, *, now: float, priority: float = 0.0, order: float = 0.0) -> None:
         """`unit` is ready to run: its inputs are there. Higher `priority` first, then lower `order`."""
         line = self._lines.get(request)
+        self._count += 1
         if line is None:
-            line = self._lines[request] = _Line()
-        waiting = _Waiting((-priority, order), unit, now)
-        heapq.heappush(line.heap, waiting)
-        line.length += 1
-        self._waiting[unit] = (request, waiting)
+            line = self._lines[request] = Line(request, self._pool(request), Need.of(request), self._count)
+            for du in request.inputs:
+                self._read(du, line)
+        waiting = self._waiting[unit] = Waiting(-priority, order, self._count, unit, now, line)
+        line.push(waiting)
+        if not line.queues:
+            self.stand(line, now)
+            return
+        line.queues[0].place.count(request.kind, request.slots)
+        if line.head() is waiting:
+            for queue in line.queues:
+                queue.push(waiting)
+        for queue in line.queues:
+            self.mark(queue)
 
     def withdraw(self, unit: str) -> None:
         """`unit` waits no longer (canceled, or failed)."""
-        held = self._waiting.pop(unit, None)
-        if held is not None:
-            self._lines[held[0]].length -= 1
+        waiting = self._waiting.pop(unit, None)
+        if waiting is None:
+            return
+        line, request = waiting.line, waiting.line.request
+        was_head = line.head() is waiting
+        line.shorten(self._waiting)
+        if line.queues:
+            line.queues[0].place.count(request.kind, -request.slots)
+        head = line.head()
+        if head is None:
+            del self._lines[request]
+            for du in request.inputs:
+                self._unread(du, line)
+        if was_head:
+            for queue in line.queues:
+                if head is not None:
+                    queue.push(head)
+                if queue.reserved_for is waiting:
+                    self._unreserve(queue.reserved)
+
+    def staged(self, unit: str) -> None:
+        """`unit`, which is bound, has its inputs: they are on no link any more."""
+        self.transit.end(unit)
 
     def release(self, unit: str) -> None:
         """`unit` has ended, or was lost: give back its slots."""
         pilot = self._pilot_of.pop(unit, None)
         if pilot is not None:
-            self._pilots[pilot].slots.release(unit)
+            self.transit.end(unit)
+            pilot.slots.release(unit)
+            self._changed[pilot] = None
 
     def keep(self, unit: str, name: str) -> None:
         """`unit` was taken back, but what it started still runs: its slots stay taken, by `name` from now on."""
         pilot = self._pilot_of.pop(unit, None)
         if pilot is not None:
-            self._pilots[pilot].slots.rename(unit, name)
+            self.transit.end(unit)
+            pilot.slots.rename(unit, name)
             self._pilot_of[name] = pilot
+
+    def data_changed(self, du: str) -> None:
+        """A data unit has a replica more or less, or another size: those that wait for it may have another home."""
+        readers = self._readers.get(du)
+        if readers is None:
+            return
+        lines = [readers] if isinstance(readers, Line) else list(islice(readers, _MOST_TOLD))
+        if not isinstance(readers, Line) and len(readers) > len(lines):
+            self._changes += 1  # whoever reads it sees it at the head of its queue
+        for line in lines:
+            self.stand(line, None)
+
+    def _read(self, du: str, line: Line) -> None:
+        before = self._readers.setdefault(du, line)
+        if isinstance(before, dict):
+            before[line] = None
+        elif before is not line:
+            self._readers[du] = {before: None, line: None}
+
+    def _unread(self, du: str, line: Line) -> None:
+        readers = self._readers.get(du)
+        if isinstance(readers, dict):
+            readers.pop(line, None)
+        if readers is line or readers == {}:
+            del self._readers[du]
+
+    # -- where lines stand
+
+    def _pool(self, request: Request) -> Pool:
+        if request.pilot is not None:
+            pools, name = self._direct, request.pilot
+        else:
+            pools, name = self._pools, request.pool
+        pool = pools.get(name)
+        if pool is None:
+            members = self._members.get(request.pool) if request.pilot is None else frozenset((request.pilot,))
+            pool = pools[name] = Pool(members, is_flat=request.pilot is not None)
+            for pilot in self._pilots.values():
+                if members is None or pilot.name in members:
+                    self._join(pilot, pool)
+        return pool
+
+    @property
+    def pools(self) -> Collection[Pool]:
+        """The pools that units were submitted to."""
+        return self._pools.values()
+
+    def pools_of(self, pilot: Pilot) -> list[Pool]:
+        """Those of them that a pilot belongs to."""
+        return [pool for pool in self._pools.values() if pilot.name in pool.root.pilots]
+
+    def views(self, request: Request) -> list[InputView]:
+        """The inputs of a request as they are now."""
+        inputs = self.inputs
+        return [inputs[du] for du in request.inputs]
+
+    def lasts_s(self, request: Request) -> float | None:
+        """How long a unit runs, as far as is known; None: not known."""
+        return self.runtimes.known_s(request.kind) if request.walltime_s is None else request.walltime_s
+
+    def _version(self, line: Line) -> int:
+        # None of these ever falls, so the sum tells of all.
+        return line.pool.version + self.policy.links.version + self._changes
+
+    def stand(self, line: Line, now: float | None) -> None:
+        """Have a line stand in the queues of its homes as they are now."""
+        request, pool, head = line.request, line.pool, line.head()
+        assert head is not None, "a line without units was kept"
+        views = self.views(request)
+        lasts_s = None if now is None else self.lasts_s(request)
+        until = None if now is None or lasts_s is None else now + lasts_s
+        homes, visits = choose(line, views, self.policy, until)
+        queues = tuple([self._queue(place, pool, line.need) for place in homes or (pool.nowhere,)])
+        line.version = self._version(line)
+        before, line.queues = line.queues, queues
+        if before != queues:
+            if before:
+                before[0].place.count(request.kind, -line.length * request.slots)
+            queues[0].place.count(request.kind, line.length * request.slots)
+            nbytes = float(sum(view.nbytes for view in views))
+            for queue in queues:
+                if queue not in before:
+                    queue.push(head)
+                    if queue.place.parent is not None:
+                        queue.push_movable(head, nbytes)
+            for weight, place in visits:
+                heapq.heappush(place.visits, (head.rank, weight, line.number, line))
+        for queue in queues:
+            self.mark(queue)
+
+    def _queue(self, place: Place, pool: Pool, need: Need) -> Queue:
+        queue = place.queues.get(need)
+        if queue is None:
+            self._count += 1
+            queue = place.queues[need] = Queue(place, pool, need, self._count)
+        return queue
+
+    def mark(self, queue: Queue) -> None:
+        """Something has happened to a queue: see what it can do when next asked."""
+        head = queue.head()
+        if head is None:
+            self._unreserve(queue.reserved)
+        elif queue.marked is not head:
+            queue.marked = head
+            heapq.heappush(self._marked, (head, queue.number, queue))
+
+    def _mark_all(self, pilot: Pilot) -> None:
+        for place in pilot.places:
+            for queue in place.queues.values():
+                self.mark(queue)
+
+    def _unreserve(self, pilot: Pilot | None) -> None:
+        """Let everybody have a pilot's slots again."""
+        if pilot is not None and pilot.reserved is not None:
+            queue, pilot.reserved = pilot.reserved, None
+            queue.reserved = queue.reserved_for = None
+            self._mark_all(pilot)
 
     # -- decisions
 
-    def _rank(self, request: Request, reserved: Collection[str] = ()) -> list[Row]:
-        expected_s = self.runtimes.expected_s(request.kind)
-        views = [
-            PilotView(
-                name,
-                pilot.site,
-                pilot.declared,
-                0 if name in reserved else pilot.room(request.slots, expected_s),
-                pilot.slots.backlog_s,
-            )
-            for name, pilot in self._pilots.items()
-        ]
-        return self.policy.rank(request, views, self.inputs, self.pools.get(request.pool))
-
-    def _head(self, request: Request) -> _Waiting | None:
-        """The first of a line, which is forgotten when nobody stands in it."""
-        line = self._lines.get(request)
-        while line is not None and line.heap:
-            head = line.heap[0]
-            held = self._waiting.get(head.unit)
-            if held is not None and held[1] is head:
-                return head
-            heapq.heappop(line.heap)  # withdrawn, or submitted anew since
-        self._lines.pop(request, None)
-        return None
-
     def match(self, now: float) -> Matching:
-        """Bind all that can be bound well now.
+        """Bind all that can be bound well now, or so much of it as one call may do.
 
-        First every line, in the order of the heads, takes free slots of its home: the pilot that fits it best, however
-        busy. So slots go to those whose data lie there. What is then left free goes to lines whose home is busy, as
-        long as a unit ends earlier there than the last one of those that wait for the home would.
+        First every queue that something has happened to takes, in the order of the units, free slots of its home. So
+        slots go to those whose data lies there. What is then left free goes to lines whose home is busy, as long as a
+        unit ends earlier there than the last one of those that wait for the home would.
         """
         bindings: list[Binding] = []
-        reserved: set[str] = set()
-        queued_s: defaultdict[str, float] = defaultdict(float)  # slot-seconds of work that waits for each home
-        left: list[Request] = []
-        if not self._any_room(reserved):
-            return Matching(bindings, None)
-        heads = [(head.order, head.unit, request) for request in list(self._lines) if (head := self._head(request))]
-        heapq.heapify(heads)
-        while heads and self._any_room(reserved):
-            _, _, request = heapq.heappop(heads)
-            rows = self._rank(request, reserved)
-            home = _home(rows)
-            if home is None:
-                continue
-            if home.free:
-                bindings.append(self._bind(request, home, rows, now))
-                following = self._head(request)
-                if following is not None:
-                    heapq.heappush(heads, (following.order, following.unit, request))
-            else:
-                if request.slots <= self._pilots[home.pilot].slots.open:
-                    # Slots that come free there are kept for it: a stream of narrow or tiny units would starve it.
-                    # Not while workers are missing, or paused: then it is not the others that it waits for.
-                    reserved.add(home.pilot)
-                queued_s[home.pilot] += self._lines[request].length * request.slots * self._expected_s(request)
-                left.append(request)
-        recheck_s = [
-            wait_s
-            for request in left
-            if (wait_s := self._spill(request, now, reserved, queued_s, bindings)) is not None
-        ]
-        return Matching(bindings, min(recheck_s, default=None))
+        changed, self._changed = list(self._changed), {}
+        for pilot in changed:
+            pilot.changed()
+            self._mark_all(pilot)
+        if not self._serve(bindings, now):
+            self._changed.update(dict.fromkeys(changed))
+            return Matching(bindings, 0.0)
+        recheck_s = self._spill.spill(changed, bindings, now, _MOST_STEPS)
+        return Matching(bindings, 0.0 if self._marked or len(bindings) >= _MOST_STEPS else recheck_s)
 
-    def _spill(
+    def _serve(self, bindings: list[Binding], now: float) -> bool:
+        """Let queues take slots of their homes. Returns whether all was done."""
+        steps = 0
+        while self._marked:
+            if steps >= _MOST_STEPS:
+                return False
+            waiting, _, queue = heapq.heappop(self._marked)
+            if queue.marked is not waiting:
+                continue
+            queue.marked = None
+            if queue.head() is not waiting:
+                self.mark(queue)
+                continue
+            steps += 1
+            line = waiting.line
+            if line.version != self._version(line):
+                self.stand(line, now)
+                self.mark(queue)  # if the line has left, for the next one
+                continue
+            pilot = self.taker(queue.place, waiting, queue, now)
+            if pilot is not None:
+                bindings.append(self.bind(waiting, pilot, now))
+                self.mark(queue)
+            elif self._outlasts(queue, line, now):
+                self.stand(line, now)
+                self.mark(queue)
+            else:
+                self._wait(queue, waiting, now)
+        return True
+
+    def taker(self, place: Place, waiting: Waiting, queue: Queue | None, now: float) -> Pilot | None:
+        """The pilot of a place that should take a unit now; `queue`: the one that it stands in, if that is its home."""
+        request, need = waiting.line.request, waiting.line.need
+        expected_s = self.runtimes.expected_s(request.kind)
+        lasts_s = self.lasts_s(request)
+        until = None if lasts_s is None else now + lasts_s
+
+        def able(pilot: Pilot) -> bool:
+            kept = pilot.reserved
+            if kept is not None and kept is not queue:
+                first = kept.reserved_for
+                if queue is None or (first is not None and first < waiting):
+                    return False
+            return pilot.lasts(until) and pilot.fits(need, expected_s)
+
+        return place.best(able, need.slots == 1 and expected_s < self.in_flight_s)
+
+    def _outlasts(self, queue: Queue, line: Line, now: float) -> bool:
+        """Whether a line would outlast all pilots of its home by now, so that it needs another one."""
+        lasts_s = self.lasts_s(line.request)
+        return (
+            lasts_s is not None
+            and queue.place is not line.pool.nowhere
+            and line.pool.ends
+            and not queue.place.could_until(line.need, now + lasts_s)
+        )
+
+    def _wait(self, queue: Queue, waiting: Waiting, now: float) -> None:
+        """The first of a queue has no slot at home: keep those for it that come free there, and let it be spilled.
+
+        A stream of narrow or tiny units would starve a wide or long one else. Not while workers are missing, or paused:
+        then it is not the others that it waits for.
+        """
+        if queue.reserved is not None and queue.reserved_for is not waiting:
+            self._unreserve(queue.reserved)
+        if queue.reserved is None:
+            need = queue.need
+            fitting = [
+                pilot
+                for pilot in queue.place.open_pilots()
+                if pilot.reserved is None and need.slots <= pilot.slots.open and pilot.could(need)
+            ]
+            if fitting:
+                pilot = min(fitting, key=lambda pilot: (pilot.load, pilot.name))
+                pilot.reserved, queue.reserved, queue.reserved_for = queue, pilot, waiting
+        if queue.place.parent is not None:
+            self._spill.wait(queue, waiting)
+
+    def bind(self, waiting: Waiting, pilot: Pilot, now: float) -> Binding:
+        """Give a unit slots of a pilot that has them."""
+        line, request, unit = waiting.line, waiting.line.request, waiting.unit
+        views = tuple(self.views(request))
+        told = partial(self._told, request, pilot.name, self._seen(line, pilot, now), views, line.pool.members)
+        expected_s = self.runtimes.expected_s(request.kind)
+        reservation = pilot.slots.acquire(unit, request.slots, expected_s, request.memory_nbytes, request.gpus)
+        assert reservation is not None, f"{pilot.name} had room for {unit} and has none"
+        pilot.changed()
+        for place in pilot.places:
+            place.last_bound = now
+        self.withdraw(unit)
+        self._pilot_of[unit] = pilot
+        if views:
+            self.transit.begin(unit, views, pilot.site, now)
+        return Binding(unit, pilot.name, reservation.worker, Decision(unit, pilot.name, work_out=told))
+
+    # -- explanations
+
+    def _seen(self, line: Line, chosen: Pilot, now: float) -> list[PilotView]:
+        """The pilots that a decision was about, as they are now: all of a few, or some of many."""
+        if len(self._pilots) <= _MOST_ROWS:
+            return [pilot.view(now) for pilot in self._pilots.values()]
+        pilots = {chosen: None}
+        half = _MOST_ROWS // 2
+        home = line.queues[0].place
+        pilots.update(dict.fromkeys(islice(home.pilots.values(), half - 1)))
+        pilots.update(dict.fromkeys(islice(line.pool.root.open_pilots(), half)))
+        return [pilot.view(now) for pilot in pilots]
+
+    def _told(
         self,
         request: Request,
-        now: float,
-        reserved: Collection[str],
-        queued_s: dict[str, float],
-        bindings: list[Binding],
-    ) -> float | None:
-        """Bind units of a line to other pilots than its home while that pays; else, when to ask again."""
-        expected_s = self._expected_s(request)
-        while (head := self._head(request)) is not None and self._any_room(reserved):
-            rows = self._rank(request, reserved)
-            home = _home(rows)
-            other = next((row for row in rows if row.verdict == "possible" and row.free), None)
-            if home is None or other is None:
-                return None
-            pilot = self._pilots[home.pilot]
-            tail_s = home.stage_s + home.label_s + home.load + queued_s[home.pilot] / pilot.declared
-            # Where nothing has moved for long, the estimate is wrong, or the pilot does not start.
-            patience_s = other.cost_s + self.policy.prefer_wait_s - (now - max(head.since, pilot.last_bound))
-            if other.cost_s + expected_s >= tail_s and patience_s > 0:
-                return patience_s
-            bindings.append(self._bind(request, other, rows, now))
-            queued_s[home.pilot] -= request.slots * expected_s
-        return None
+        chosen: str,
+        pilots: list[PilotView],
+        views: Sequence[InputView],
+        members: frozenset[str] | None,
+    ) -> tuple[str, tuple[Row, ...]]:
+        # A slot that is free for a unit may be one in a worker's queue.
+        pilots = [p._replace(free=max(p.free, request.slots)) if p.id == chosen else p for p in pilots]
+        rows = self.policy.rank(request, pilots, {view.id: view for view in views}, members)
+        return told(chosen, rows)
 
-    def _any_room(self, reserved: Collection[str]) -> bool:
-        return any(name not in reserved and pilot.slots.has_room(0.0) for name, pilot in self._pilots.items())
-
-    def _expected_s(self, request: Request) -> float:
-        return self.runtimes.expected_s(request.kind)
-
-    def _bind(self, request: Request, row: Row, rows: list[Row], now: float) -> Binding:
-        head = self._head(request)
-        assert head is not None, "a line without a head was kept"
-        pilot = self._pilots[row.pilot]
-        reservation = pilot.slots.acquire(head.unit, request.slots, self._expected_s(request))
-        assert reservation is not None, f"{row.pilot} had room for {head.unit} and has none"
-        pilot.last_bound = now
-        self.withdraw(head.unit)
-        self._pilot_of[head.unit] = row.pilot
-        decision = Decision(head.unit, row.pilot, *_told(row, rows))
-        return Binding(head.unit, row.pilot, reservation.worker, decision)
-
-    def explain(self, unit: str) -> Decision | None:
+    def explain(self, unit: str, now: float = 0.0) -> Decision | None:
         """Where `unit`, which is waiting, would go now; None if it is not waiting."""
-        held = self._waiting.get(unit)
-        if held is None:
+        waiting = self._waiting.get(unit)
+        if waiting is None:
             return None
-        rows = self._rank(held[0])
-        possible = [row for row in rows if row.verdict == "possible"]
+        request = waiting.line.request
+        expected_s = self.runtimes.expected_s(request.kind)
+        short = request.slots == 1 and expected_s < self.in_flight_s
+        pilots = []
+        for pilot in self._pilots.values():
+            view = pilot.view(now)
+            if short and not view.free and pilot.slots.has_room(expected_s):
+                view = view._replace(free=1)
+            pilots.append(view._replace(free=0) if pilot.reserved is not None else view)
+        views = {view.id: view for view in self.views(request)}
+        members = self._members.get(request.pool)
+        rows = self.policy.rank(request, pilots, views, members, self.lasts_s(request))
         if not rows:
             return Decision(unit, None, "waits for a pilot: there is none")
-        if not possible:
+        home = home_of(rows)
+        if home is None:
             return Decision(unit, None, "waits: no pilot can run it", tuple(rows))
-        home = _home(rows)
-        assert home is not None
         told = tuple(row._replace(verdict="best") if row is home else row for row in rows)
         return Decision(unit, None, f"waits for a slot of {home.pilot}", told)
-
-
-def _fit(row: Row) -> tuple[float, bool, float, str]:
-    return row.stage_s + row.label_s, not row.free, row.load, row.pilot
-
-
-def _home(rows: list[Row]) -> Row | None:
-    """The pilot that fits a request best, but for the queue there: by its data and labels, then load and name."""
-    return min((row for row in rows if row.verdict == "possible"), key=_fit, default=None)
-
-
-def _told(chosen: Row, rows: list[Row]) -> tuple[str, tuple[Row, ...]]:
-    others = [row for row in rows if row.verdict == "possible" and row is not chosen]
-    home = _home(rows)
-    assert home is not None
-    second = _home(others)
-    if second is None:
-        why = "the only pilot that can run it"
-    elif chosen is not home:
-        why = f"{home.pilot} fits better, but the queue there is longer than {chosen.pilot} costs"
-    elif (worse_s := _fit(second)[0] - _fit(chosen)[0]) > 0:
-        why = f"its data and labels fit best, by {worse_s:.3f} s"
-    elif not second.free:
-        why = "as good as others, and free"
-    elif second.load > chosen.load:
-        why = "as good as others, and the least loaded"
-    else:
-        why = "as good as others, and first by name"
-    marked = tuple(row._replace(verdict="chosen") if row is chosen else row for row in rows)
-    return f"to {chosen.pilot}: {why}", marked

@@ -15,86 +15,45 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from dpilot.placement.topology import Links
+from dpilot.placement.decision import Decision, Row
+from dpilot.placement.links import Links
+from dpilot.placement.topology import Site
 from dpilot.placement.views import InputView, PilotView, Request
 
-__all__ = ["Decision", "Policy", "Row"]
+__all__ = ["Decision", "Policy", "Row", "feasible"]
 
 
-class Row(NamedTuple):
-    """One pilot's line in a decision.
-
-    Parameters
-    ----------
-    pilot : str
-    verdict : str
-        ``chosen``, ``best`` (but no slot is free yet), ``possible`` or ``rejected``.
-    reason : str
-        Why it was rejected, or empty.
-    queue_s, stage_s, label_s : float
-        The parts of its cost, in seconds.
-    nbytes : tuple of 3 int
-        Bytes of input at each :class:`Distance` from it.
-    load : float
-        Seconds of work per slot that it has already; breaks ties.
-    free : bool
-        Whether a slot is free now; of two that cost the same, the free one is taken.
-    """
-
-    pilot: str
-    verdict: str
-    reason: str = ""
-    queue_s: float = 0.0
-    stage_s: float = 0.0
-    label_s: float = 0.0
-    nbytes: tuple[int, int, int] = (0, 0, 0)
-    load: float = 0.0
-    free: bool = True
-
-    @property
-    def cost_s(self) -> float:
-        """The sum of the parts, in seconds."""
-        return self.queue_s + self.stage_s + self.label_s
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """Where a unit goes, and why: printable, one line per pilot.
+def feasible(request: Request, pilot: PilotView, expected_s: float | None = None) -> str | None:
+    """Why a pilot could never run a request, even if it was idle; None if it could.
 
     Parameters
     ----------
-    unit : str
-    pilot : str or None
-        The pilot chosen; None while the unit waits.
-    reason : str
-        One sentence.
-    rows : tuple of Row
-        Every pilot that was considered, the cheapest first, the rejected last.
+    request : Request
+    pilot : PilotView
+        Its site, its slots, its workers' memory and GPUs, and how long it will be there.
+    expected_s : float, optional
+        How long the kind of work runs; None: not known. A walltime that the request states counts instead.
+
+    Returns
+    -------
+    str or None
     """
-
-    unit: str
-    pilot: str | None
-    reason: str
-    rows: tuple[Row, ...] = ()
-
-    def __str__(self) -> str:
-        head = f"{self.unit}: {self.reason}"
-        if not self.rows:
-            return head
-        width = max(5, *(len(row.pilot) for row in self.rows))
-        lines = [head, f"  {'pilot':{width}}  verdict   queue s  stage s  label s   cost s  bytes here/near/far"]
-        for row in self.rows:
-            if row.verdict == "rejected":
-                lines.append(f"  {row.pilot:{width}}  rejected  {row.reason}")
-            else:
-                moved = "/".join(f"{n:,}" for n in row.nbytes)
-                lines.append(
-                    f"  {row.pilot:{width}}  {row.verdict:8}  {row.queue_s:7.3f}  {row.stage_s:7.3f}"
-                    f"  {row.label_s:7.3f}  {row.cost_s:7.3f}  {moved}"
-                )
-        return "\n".join(lines)
+    if request.pilot is not None and request.pilot != pilot.id:
+        return f"the unit was submitted to {request.pilot}"
+    if request.require and (missed := request.site.missed_by(pilot.site)):
+        return f"required, but {missed}"
+    if request.slots > pilot.slots:
+        return f"{request.slots} slots are needed, it has {pilot.slots}"
+    # Of a unit of several slots, each may be at a worker of its own.
+    if pilot.memory_nbytes is not None and request.memory_nbytes > pilot.memory_nbytes * request.slots:
+        return f"{request.memory_nbytes:,} bytes of memory are needed, a worker has {pilot.memory_nbytes:,}"
+    if request.gpus > pilot.gpus * request.slots:
+        return f"{request.gpus} GPUs are needed, a worker has {pilot.gpus}"
+    needed_s = expected_s if request.walltime_s is None else request.walltime_s
+    if pilot.left_s is not None and needed_s is not None and needed_s > pilot.left_s:
+        return f"it would run for {needed_s:.0f} s, and the pilot ends in {max(0.0, pilot.left_s):.0f} s"
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,18 +71,29 @@ class Policy:
     links: Links = field(default_factory=Links)
     prefer_wait_s: float = 5.0
 
-    def row(self, request: Request, pilot: PilotView, inputs: Iterable[InputView]) -> Row:
-        """The cost of `pilot` for `request`, or why it is rejected."""
-        missed = request.site.missed_by(pilot.site)
-        if request.pilot is not None and request.pilot != pilot.id:
-            return Row(pilot.id, "rejected", f"the unit was submitted to {request.pilot}")
-        if request.require and missed:
-            return Row(pilot.id, "rejected", f"required, but {missed}")
-        if request.slots > pilot.slots:
-            return Row(pilot.id, "rejected", f"{request.slots} slots are needed, it has {pilot.slots}")
-        label_s = 0.0
-        if missed:
-            label_s = self.prefer_wait_s if missed.startswith("datacenter") else self.prefer_wait_s / 2
+    def label_s(self, request: Request, site: Site) -> float:
+        """What the labels that a request would like, and `site` does not bear, are worth in seconds."""
+        wished = request.site
+        if wished.datacenter and wished.datacenter != site.datacenter:
+            return self.prefer_wait_s
+        if wished.machine and wished.machine != site.machine:
+            return self.prefer_wait_s / 2
+        return 0.0
+
+    def fit_s(self, request: Request, site: Site, inputs: Iterable[InputView], alone: bool = False) -> float:
+        """Cost of a pilot at `site` but for its queue; `alone`: as if nothing else was being moved."""
+        seconds = self.label_s(request, site)
+        for view in inputs:
+            seconds += view.stage_s(site, self.links, alone)
+        return seconds
+
+    def row(
+        self, request: Request, pilot: PilotView, inputs: Iterable[InputView], expected_s: float | None = None
+    ) -> Row:
+        """The cost of `pilot` for `request`, or why it is rejected; for `expected_s` see :func:`feasible`."""
+        reason = feasible(request, pilot, expected_s)
+        if reason is not None:
+            return Row(pilot.id, "rejected", reason)
         stage_s = 0.0
         nbytes = [0, 0, 0]
         for view in inputs:
@@ -133,6 +103,7 @@ class Policy:
         free = pilot.free >= request.slots
         here, near, far = nbytes
         queue_s = 0.0 if free else pilot.load
+        label_s = self.label_s(request, pilot.site)
         return Row(pilot.id, "possible", "", queue_s, stage_s, label_s, (here, near, far), pilot.load, free)
 
     def rank(
@@ -141,6 +112,7 @@ class Policy:
         pilots: Iterable[PilotView],
         inputs: Mapping[str, InputView],
         members: Collection[str] | None = None,
+        expected_s: float | None = None,
     ) -> list[Row]:
         """All pilots for `request`: the cheapest first, ties by load and then by name, the rejected last.
 
@@ -152,6 +124,8 @@ class Policy:
             At least the inputs of the request.
         members : collection of str, optional
             Ids of the pilots in the request's pool; None: all of them.
+        expected_s : float, optional
+            How long the kind of work runs; None: not known.
         """
         views = [inputs[du] for du in request.inputs]
         rows = []
@@ -159,6 +133,6 @@ class Policy:
             if members is not None and pilot.id not in members and request.pilot != pilot.id:
                 rows.append(Row(pilot.id, "rejected", "it belongs to no service of this compute data service"))
             else:
-                rows.append(self.row(request, pilot, views))
+                rows.append(self.row(request, pilot, views, expected_s))
         rows.sort(key=lambda row: (row.verdict == "rejected", row.cost_s, not row.free, row.load, row.pilot))
         return rows

@@ -1,28 +1,52 @@
-"""The slots of one pilot, counted: what makes sure that no pilot is ever over-committed."""
+"""The slots, memory and GPUs of one pilot, counted: what makes sure that no pilot is ever over-committed."""
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-__all__ = ["PilotSlots", "Reservation"]
+__all__ = ["PilotSlots", "Reservation", "Share"]
 
 #: The least that a unit costs at a worker, however short: it bounds how many are queued there.
 LEAST_UNIT_S = 5e-4
 
 
-class Reservation(NamedTuple):
-    """What a unit holds: slots at one or more workers. The first worker runs it."""
+class Share(NamedTuple):
+    """What a unit holds of one worker.
 
-    slots: tuple[tuple[str, int], ...]
+    Parameters
+    ----------
+    worker : str
+    slots : int
+    memory_nbytes : int
+    gpus : tuple of int
+        Numbers of the devices.
+    """
+
+    worker: str
+    slots: int
+    memory_nbytes: int = 0
+    gpus: tuple[int, ...] = ()
+
+
+class Reservation(NamedTuple):
+    """What a unit holds, at one or more workers. The first worker runs it."""
+
+    shares: tuple[Share, ...]
     expected_s: float
-    several: bool  # whether it asked for more than one
+    several: bool  # whether it asked for more than one slot
 
     @property
     def worker(self) -> str:
         """Address of the worker that runs the unit."""
-        return self.slots[0][0]
+        return self.shares[0].worker
+
+    @property
+    def slots(self) -> tuple[tuple[str, int], ...]:
+        """How many slots it holds at which worker."""
+        return tuple((share.worker, share.slots) for share in self.shares)
 
 
 @dataclass(slots=True)
@@ -30,6 +54,10 @@ class _Worker:
     address: str
     number: int  # in the order of joining
     slots: int
+    memory_nbytes: int | None = None  # None: not known
+    gpus: int = 0
+    free_nbytes: int = 0
+    free_gpus: list[int] = field(default_factory=list)
     busy: int = 0
     backlog_s: float = 0.0
     exclusive: int = 0  # units of more than one slot that are here: nothing may be queued behind their backs
@@ -40,6 +68,10 @@ class _Worker:
     @property
     def idle(self) -> int:
         return max(0, self.slots - self.busy) if self.is_open else 0
+
+    def has(self, memory_nbytes: int, gpus: int) -> bool:
+        """Whether so much memory and so many devices are free."""
+        return len(self.free_gpus) >= gpus and (self.memory_nbytes is None or self.free_nbytes >= memory_nbytes)
 
 
 class _Standing(NamedTuple):
@@ -56,7 +88,7 @@ class _Standing(NamedTuple):
 
 
 class PilotSlots:
-    """Which unit holds how many slots at which worker of one pilot.
+    """Which unit holds how many slots, how much memory and which GPUs at which worker of one pilot.
 
     A worker takes units while it has idle slots. It takes more, queued behind the running ones, only
     while all that it holds is less than `in_flight_s` seconds of work per slot: so units of a
@@ -74,38 +106,38 @@ class PilotSlots:
         self.reservations: dict[str, Reservation] = {}
         self.total = 0
         self.open = 0  # of them, those of workers that take units
+        self.idle = 0  # of those, the ones that no unit holds
         self.backlog_s = 0.0
-        self._idle = 0
         self._joined = 0
-        self._by_load: list[_Standing] = []  # a heap: the workers that have any room, and what is out of date
+        # Workers with so many slots -> a heap of those that have any room, and what is out of date. Of workers with as
+        # many slots the least loaded has the most room, so that the first of each heap tells of all.
+        self._by_load: dict[int, list[_Standing]] = {}
 
-    @property
-    def idle(self) -> int:
-        """Slots that no unit holds."""
-        return self._idle
+    # -- workers
 
-    def add_worker(self, address: str, slots: int) -> None:
-        """A worker with `slots` slots has joined."""
+    def add_worker(self, address: str, slots: int, memory_nbytes: int | None = None, gpus: int = 0) -> None:
+        """A worker with `slots` slots has joined; `memory_nbytes` of None is no limit."""
         self._joined += 1
-        worker = self.workers[address] = _Worker(address, self._joined, slots)
+        worker = _Worker(address, self._joined, slots, memory_nbytes, gpus, memory_nbytes or 0, list(range(gpus)))
+        self.workers[address] = worker
         self.total += slots
         self.open += slots
-        self._idle += slots
+        self.idle += slots
         self._stand(worker)
 
     def open_worker(self, address: str, is_open: bool) -> None:
         """Let a worker take units, or let it not (it starts, pauses or retires); what it holds it keeps."""
         worker = self.workers[address]
-        self._idle -= worker.idle
+        self.idle -= worker.idle
         self.open += worker.slots * (is_open - worker.is_open)
         worker.is_open = is_open
-        self._idle += worker.idle
+        self.idle += worker.idle
         self._stand(worker)
 
     def remove_worker(self, address: str) -> list[str]:
         """A worker is gone. Returns the units that it ran; all that they held is free again.
 
-        Those that only held slots there run on elsewhere, and keep the slots that they hold on other workers.
+        Those that only held slots there run on elsewhere, and keep what they hold on other workers.
         """
         worker = self.workers.get(address)
         if worker is None:
@@ -121,17 +153,34 @@ class PilotSlots:
         del self.workers[address]
         self.total -= worker.slots
         self.open -= worker.slots * worker.is_open
-        self._idle -= worker.idle
+        self.idle -= worker.idle
         worker.changes += 1  # it stands nowhere any more
         return units
 
+    def _stand(self, worker: _Worker) -> None:
+        """Take in that a worker has changed."""
+        worker.changes += 1
+        if self._room(worker, LEAST_UNIT_S) <= 0:
+            return
+        heap = self._by_load.get(worker.slots)
+        if heap is None:
+            heap = self._by_load[worker.slots] = []
+        elif len(heap) > 2 * len(self.workers):
+            heap[:] = [standing for standing in heap if standing.is_valid]
+            heapq.heapify(heap)
+        load = worker.busy >= worker.slots, worker.backlog_s / worker.slots, worker.busy
+        heapq.heappush(heap, _Standing(load, worker.number, worker.changes, worker))
+
+    # -- how much there is room for
+
     def _room(self, worker: _Worker, expected_s: float) -> int:
         """How many units of one slot and `expected_s` seconds the worker would take now."""
+        idle = worker.idle
         if worker.exclusive or not worker.is_open or expected_s >= self.in_flight_s:
-            return worker.idle  # what is so long is not queued
+            return idle  # what is so long is not queued
         left_s = self.in_flight_s * worker.slots - worker.backlog_s
         queue = int(left_s / max(expected_s, LEAST_UNIT_S) + 1e-6)  # what adds up to a whole unit is one
-        return max(worker.idle, queue)
+        return max(idle, queue)
 
     def free(self, expected_s: float) -> int:
         """How many units of one slot and `expected_s` seconds the pilot would take now."""
@@ -139,59 +188,91 @@ class PilotSlots:
 
     def has_room(self, expected_s: float) -> bool:
         """Whether the pilot would take a unit of one slot and `expected_s` seconds now."""
-        return self._idle > 0 or (expected_s < self.in_flight_s and self._least_loaded(expected_s) is not None)
+        return self.idle > 0 or (expected_s < self.in_flight_s and self._least_loaded(expected_s) is not None)
+
+    def fits(self, slots: int, expected_s: float, memory_nbytes: int = 0, gpus: int = 0) -> bool:
+        """Whether the pilot would take such a unit now."""
+        if slots == 1 and not memory_nbytes and not gpus:
+            return self.has_room(expected_s)
+        if slots > 1 and self.idle < slots:
+            return False
+        return self._shares(slots, expected_s, memory_nbytes, gpus) is not None
+
+    def largest(self) -> tuple[int | None, int]:
+        """The memory of its largest worker (None: not known), and the GPUs of the one that has most of them."""
+        memory = [worker.memory_nbytes for worker in self.workers.values()]
+        known = [nbytes for nbytes in memory if nbytes is not None]
+        gpus = max((worker.gpus for worker in self.workers.values()), default=0)
+        return (max(known) if known and len(known) == len(memory) else None), gpus
 
     def _least_loaded(self, expected_s: float) -> _Worker | None:
         """The least loaded of the workers that would take a unit of one slot and `expected_s` seconds now."""
-        while self._by_load and not self._by_load[0].is_valid:
-            heapq.heappop(self._by_load)
-        if self._by_load and self._room(self._by_load[0].worker, expected_s) > 0:
-            return self._by_load[0].worker
-        # One that is more loaded, but has more slots, may have room all the same.
-        fitting = (s for s in self._by_load if s.is_valid and self._room(s.worker, expected_s) > 0)
-        best = min(fitting, default=None)
+        best: _Standing | None = None
+        for heap in self._by_load.values():
+            while heap and not heap[0].is_valid:
+                heapq.heappop(heap)
+            if heap and (best is None or heap[0] < best) and self._room(heap[0].worker, expected_s) > 0:
+                best = heap[0]
         return best.worker if best is not None else None
 
-    def _stand(self, worker: _Worker) -> None:
-        """Take in that a worker has changed."""
-        worker.changes += 1
-        if len(self._by_load) > 2 * len(self.workers):
-            self._by_load = [standing for standing in self._by_load if standing.is_valid]
-            heapq.heapify(self._by_load)
-        if self._room(worker, LEAST_UNIT_S) > 0:
-            load = worker.busy >= worker.slots, worker.backlog_s / worker.slots, worker.busy
-            heapq.heappush(self._by_load, _Standing(load, worker.number, worker.changes, worker))
+    def _standing(self) -> Iterable[_Worker]:
+        """The workers that have any room, roughly the least loaded first."""
+        for heap in self._by_load.values():
+            for standing in heap:
+                if standing.is_valid:
+                    yield standing.worker
 
-    def acquire(self, unit: str, slots: int, expected_s: float) -> Reservation | None:
-        """Take `slots` slots for `unit`, or None if they are not free.
+    def _shares(self, slots: int, expected_s: float, memory_nbytes: int, gpus: int) -> list[Share] | None:
+        """What a unit would hold. One slot is at one worker; several are idle ones, on as few workers as will do.
+
+        Memory and GPUs of a unit of several slots are taken where its slots are.
+        """
+        if slots == 1 and not memory_nbytes and not gpus:
+            best = self._least_loaded(expected_s)
+            return None if best is None else [Share(best.address, 1)]
+        if slots == 1:
+            for worker in self._standing():
+                if self._room(worker, expected_s) > 0 and worker.has(memory_nbytes, gpus):
+                    return [Share(worker.address, 1, memory_nbytes, tuple(worker.free_gpus[:gpus]))]
+            return None
+        shares = []
+        left = slots
+        part = -(-memory_nbytes // slots)
+        for worker in sorted(self.workers.values(), key=lambda w: (-len(w.free_gpus) * bool(gpus), -w.idle, w.address)):
+            take = min(worker.idle, left)
+            if part and worker.memory_nbytes is not None:
+                take = min(take, worker.free_nbytes // part)
+            if take:
+                devices = tuple(worker.free_gpus[:gpus])
+                shares.append(Share(worker.address, take, take * part, devices))
+                left -= take
+                gpus -= len(devices)
+            if not left:
+                break
+        return None if left or gpus else shares
+
+    # -- what units hold
+
+    def acquire(
+        self, unit: str, slots: int, expected_s: float, memory_nbytes: int = 0, gpus: int = 0
+    ) -> Reservation | None:
+        """Take `slots` slots, and memory and GPUs with them, for `unit`; or None if they are not free.
 
         One slot is taken at the least loaded worker. Several are taken idle, on as few workers as
         will do, and stay so until released.
         """
         expected_s = max(expected_s, LEAST_UNIT_S)
-        held: list[tuple[str, int]]
-        if slots == 1:
-            best = self._least_loaded(expected_s)
-            if best is None:
-                return None
-            held = [(best.address, 1)]
-        else:
-            if self._idle < slots:
-                return None
-            held = []
-            missing = slots
-            by_idle = sorted(self.workers.items(), key=lambda item: (-item[1].idle, item[0]))
-            for address, worker in by_idle:
-                take = min(worker.idle, missing)
-                if take:
-                    held.append((address, take))
-                    missing -= take
-        reservation = Reservation(tuple(held), expected_s, slots > 1)
-        for address, count in held:
-            worker = self.workers[address]
+        if slots > 1 and self.idle < slots:
+            return None
+        shares = self._shares(slots, expected_s, memory_nbytes, gpus)
+        if shares is None:
+            return None
+        reservation = Reservation(tuple(shares), expected_s, slots > 1)
+        for share in shares:
+            worker = self.workers[share.worker]
             worker.exclusive += slots > 1
             worker.units.add(unit)
-            self._change(worker, count, expected_s)
+            self._change(worker, share, 1, expected_s)
         self.reservations[unit] = reservation
         return reservation
 
@@ -199,26 +280,34 @@ class PilotSlots:
         """What `unit` holds is held by `name` from now on."""
         reservation = self.reservations.pop(unit)
         self.reservations[name] = reservation
-        for address, _ in reservation.slots:
-            units = self.workers[address].units
+        for share in reservation.shares:
+            units = self.workers[share.worker].units
             units.discard(unit)
             units.add(name)
 
     def _shrink(self, unit: str, reservation: Reservation, address: str) -> None:
-        """Give back the slots that `unit` holds at one of its workers."""
-        kept = tuple(held for held in reservation.slots if held[0] != address)
-        self.reservations[unit] = reservation._replace(slots=kept)
+        """Give back what `unit` holds at one of its workers."""
+        (gone,) = (share for share in reservation.shares if share.worker == address)
+        kept = tuple(share for share in reservation.shares if share is not gone)
+        self.reservations[unit] = reservation._replace(shares=kept)
         worker = self.workers[address]
         worker.exclusive -= 1
         worker.units.discard(unit)
-        self._change(worker, -dict(reservation.slots)[address], reservation.expected_s)
+        self._change(worker, gone, -1, reservation.expected_s)
 
-    def _change(self, worker: _Worker, count: int, expected_s: float) -> None:
-        self._idle -= worker.idle
-        worker.busy += count
-        self._idle += worker.idle
-        worker.backlog_s = max(0.0, worker.backlog_s + count * expected_s)
-        self.backlog_s = max(0.0, self.backlog_s + count * expected_s)
+    def _change(self, worker: _Worker, share: Share, sign: int, expected_s: float) -> None:
+        """A unit takes its share of a worker (`sign` is 1), or gives it back (-1)."""
+        self.idle -= worker.idle
+        worker.busy += sign * share.slots
+        self.idle += worker.idle
+        work_s = sign * share.slots * expected_s
+        worker.backlog_s = max(0.0, worker.backlog_s + work_s)
+        self.backlog_s = max(0.0, self.backlog_s + work_s)
+        worker.free_nbytes -= sign * share.memory_nbytes
+        if share.gpus and sign > 0:
+            worker.free_gpus = [device for device in worker.free_gpus if device not in share.gpus]
+        elif share.gpus:
+            worker.free_gpus = sorted((*worker.free_gpus, *share.gpus))
         self._stand(worker)
 
     def release(self, unit: str) -> bool:
@@ -226,9 +315,9 @@ class PilotSlots:
         reservation = self.reservations.pop(unit, None)
         if reservation is None:
             return False
-        for address, count in reservation.slots:
-            worker = self.workers[address]
+        for share in reservation.shares:
+            worker = self.workers[share.worker]
             worker.exclusive -= reservation.several
             worker.units.discard(unit)
-            self._change(worker, -count, reservation.expected_s)
+            self._change(worker, share, -1, reservation.expected_s)
         return True

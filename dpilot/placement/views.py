@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dpilot.placement.topology import Distance, Links, Site
+from dpilot.placement.links import Links
+from dpilot.placement.topology import Distance, Site
 
 __all__ = ["InputView", "PilotView", "Request"]
 
@@ -24,6 +25,12 @@ class PilotView(NamedTuple):
         that some of its kind are kept queued at the workers.
     backlog_s : float
         Slot-seconds of work that it has taken or that is already meant for it.
+    memory_nbytes : int or None
+        Of its largest worker; None: not known, and not a limit.
+    gpus : int
+        Of its worker that has most of them.
+    left_s : float or None
+        For how many seconds it will still be there; None: without an end.
     """
 
     id: str
@@ -31,6 +38,9 @@ class PilotView(NamedTuple):
     slots: int
     free: int
     backlog_s: float = 0.0
+    memory_nbytes: int | None = None
+    gpus: int = 0
+    left_s: float | None = None
 
     @property
     def load(self) -> float:
@@ -65,9 +75,21 @@ class InputView:
             default=(0.0, Distance.OTHER_DATACENTER),
         )
 
+    def source(self, site: Site, links: Links) -> Site | None:
+        """Where to bring it from to `site`; None if there is no replica."""
+        if len(self.sites) == 1:
+            return self.sites[0]
+        return min(self.sites, key=lambda r: links.transfer_s(r, site, self.nbytes, self.n_files), default=None)
 
-@dataclass(frozen=True, slots=True)
-class Request:
+    def stage_s(self, site: Site, links: Links, alone: bool = False) -> float:
+        """Seconds to bring it to `site`; `alone`: as if nothing else was being moved."""
+        sites = self.sites
+        if len(sites) == 1:
+            return links.transfer_s(sites[0], site, self.nbytes, self.n_files, alone)
+        return min((links.transfer_s(r, site, self.nbytes, self.n_files, alone) for r in sites), default=0.0)
+
+
+class Request(NamedTuple):
     """What a unit asks of a pilot. Equal requests are interchangeable: they wait in one line.
 
     Parameters
@@ -85,6 +107,12 @@ class Request:
         The only pilot that may run it: the unit was submitted to it directly.
     inputs : tuple of str
         Ids of the data units that it reads.
+    memory_nbytes : int
+        Memory that it needs; 0: not stated.
+    gpus : int
+        Whole devices that it needs.
+    walltime_s : float or None
+        How long it may run; None: not stated.
     """
 
     pool: str
@@ -94,3 +122,6 @@ class Request:
     require: bool = False
     pilot: str | None = None
     inputs: tuple[str, ...] = ()
+    memory_nbytes: int = 0
+    gpus: int = 0
+    walltime_s: float | None = None

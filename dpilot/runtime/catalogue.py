@@ -11,7 +11,7 @@ from distributed import Scheduler
 
 from dpilot.data import Manifest, Source
 from dpilot.errors import DataError, PilotError, StateError, StoreError, StoreFullError
-from dpilot.placement import InputView, Matcher, Site, StoreView, choose_stores
+from dpilot.placement import Matcher, Site, StoreView, choose_stores
 from dpilot.runtime.places import Place
 from dpilot.runtime.records import DataRecord, Record, Records, StoreRecord
 from dpilot.runtime.transfers import Transfer, Transfers
@@ -62,13 +62,8 @@ class Catalogue:
 
     def view(self, data: DataRecord) -> None:
         """Let the matcher see a data unit as it is now."""
-        manifest = data.manifest
-        self._matcher.inputs[data.id] = InputView(
-            data.id,
-            manifest.nbytes if manifest else 0,
-            len(manifest.files) if manifest else 0,
-            (*(self._records.stores[pd].site for pd in data.replicas), *data.cached),
-        )
+        data.seen = None
+        self._matcher.data_changed(data.id)
 
     def add_replica(self, data: DataRecord, pd: str, manifest: Manifest, is_counted: bool = False) -> None:
         """A store has a replica now, or another version of it. Those of other versions are replicas no more.

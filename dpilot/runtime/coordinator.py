@@ -39,6 +39,7 @@ from dpilot.runtime import adapter
 from dpilot.runtime.catalogue import Catalogue
 from dpilot.runtime.records import DataRecord, PilotRecord, Record, Records, ServiceRecord, StoreRecord, UnitRecord
 from dpilot.runtime.staging import Inputs, Replica
+from dpilot.runtime.views import DataViews
 from dpilot.runtime.work import Program, UnitTask
 from dpilot.states import State
 
@@ -59,7 +60,7 @@ class Coordinator:
         """Start with nothing; called in the scheduler's event loop."""
         self.scheduler = scheduler
         self.records = Records()
-        self.matcher = _matcher()
+        self.matcher = _matcher(self.records)
         self._unit_of: dict[Key, UnitRecord] = {}
         self._pilot_at: dict[str, str] = {}
         self._events: defaultdict[str, list[Any]] = defaultdict(list)
@@ -445,11 +446,12 @@ class Coordinator:
         """Let the matcher know which pilots each compute data service may use."""
         for service in self.records.services.values():
             if service.id.startswith("cds-"):
-                self.matcher.pools[service.id] = {
+                members = {
                     pilot.id
                     for pilot in self.records.pilots.values()
                     if pilot.owner in service.members and not pilot.life.state.is_final
                 }
+                self.matcher.set_pool(service.id, members)
         self._match_soon()
 
     # ---------------------------------------------------------------- records
@@ -470,7 +472,7 @@ class Coordinator:
         return _expect(self.records.find(id), ServiceRecord)
 
 
-def _matcher() -> Matcher:
+def _matcher(records: Records) -> Matcher:
     names = {
         Distance.SAME_MACHINE: "same-machine",
         Distance.SAME_DATACENTER: "same-datacenter",
@@ -484,6 +486,7 @@ def _matcher() -> Matcher:
         Policy(links, prefer_wait_s=config.seconds("placement.prefer-wait")),
         in_flight_s=config.seconds("placement.in-flight"),
         unknown_runtime_s=config.seconds("placement.unknown-runtime"),
+        inputs=DataViews(records),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from dpilot.data import Manifest, Source, Store
 from dpilot.errors import StoreFullError, UnknownObjectError
-from dpilot.placement import Decision, Request, Site
+from dpilot.placement import Decision, InputView, Request, Site
 from dpilot.states import COMPUTE_UNIT, DATA_UNIT, PILOT, SERVICE, Lifecycle
 
 __all__ = ["DataRecord", "PilotRecord", "Record", "Records", "ServiceRecord", "StoreRecord", "UnitRecord"]
@@ -123,6 +123,7 @@ class DataRecord(Record):
         "manifest",
         "replicas",
         "sealed",
+        "seen",
         "to_fetch",
         "waiting",
         "wanted",
@@ -140,6 +141,7 @@ class DataRecord(Record):
         self.is_written = False  # whether a compute unit has written it, if nothing but an empty set
         self.wanted: int = description["replicas"]  # how many replicas it should have
         self.cached: set[Site] = set()  # sites of machines that have it in their cache
+        self.seen: InputView | None = None  # what the placement has seen of it; None: nothing, or it has changed
         self.busy: dict[str, None] = {}  # stores to which it is on its way
         self.to_fetch: Mapping[str, Source] | None = None  # files to be brought by a worker, after the client's own
 

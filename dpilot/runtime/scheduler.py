@@ -204,6 +204,7 @@ class PilotPlugin(Calls, SchedulerPlugin):
             self.advance(record, State.Staging, details["at"] - details["seconds"], pilot=record.pilot)
             self.advance(record, State.Running, details["at"])
             self._learn(record, details)
+            self.matcher.staged(record.id)
         elif what == "overdue" and record.worker == worker:
             self._overdue(record, details["error"])
         elif what == "collecting":

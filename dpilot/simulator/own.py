@@ -77,7 +77,8 @@ class Dpilot:
         return self._requests.setdefault(request, request)
 
     def staged(self, unit: int) -> None:
-        """The matcher does not ask."""
+        """Nothing is on its way to it any more."""
+        self.matcher.staged(self._units[unit].id)
 
     def ended(self, unit: int, pilot: int, run_s: float) -> None:
         """Its slots are free, and something was learned of its kind."""
@@ -97,6 +98,7 @@ class Dpilot:
             self._where[data].pop(site, None)
         spec = self._data[data]
         self._views[spec.id] = InputView(spec.id, spec.nbytes, spec.n_files, tuple(self._where[data]))
+        self.matcher.data_changed(spec.id)
 
     def transferred(self, source: Site, target: Site, nbytes: int, seconds: float) -> None:
         """Links learn."""

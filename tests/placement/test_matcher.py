@@ -83,7 +83,7 @@ def test_a_required_label_binds_and_a_preferred_one_yields():
 
 def test_pools_and_direct_submission():
     m = matcher(eu=EU, us=US)
-    m.pools["cds"] = {"us"}
+    m.set_pool("cds", {"us"})
     submit(m, "pooled", **reads(m, "du", EU))
     submit(m, "direct", pilot="eu")
     assert bound(m) == {"pooled": "us", "direct": "eu"}
@@ -205,7 +205,7 @@ def test_run_times_are_learned():
 
 def test_a_decision_tells_every_pilot_and_why():
     m = matcher(eu=EU, us=US)
-    m.pools["cds"] = {"eu", "us"}
+    m.set_pool("cds", {"eu", "us"})
     m.add_pilot("lab", LAB, 1)
     submit(m, "u", **reads(m, "du", US))
     (binding,) = m.match(0.0).bindings

@@ -142,6 +142,7 @@ class Matching(RuleBasedStateMachine):
     def a_replica_is_made(self, nbytes, site):
         for m in self.matchers:
             m.inputs["du-eu"] = InputView("du-eu", nbytes, 1, (SITES[0], site))
+            m.data_changed("du-eu")
 
     @rule(kind=st.sampled_from(KINDS), seconds=st.sampled_from([0.0, TINY_S, 0.04, 3.0]))
     def a_run_time_is_learned(self, kind, seconds):
@@ -152,10 +153,7 @@ class Matching(RuleBasedStateMachine):
     def the_pool_changes(self, some):
         self.pool = set(sorted(self.pilots)[::2]) if some else None
         for m in self.matchers:
-            if self.pool is None:
-                m.pools.pop("cds", None)
-            else:
-                m.pools["cds"] = self.pool
+            m.set_pool("cds", self.pool)
 
     @rule(seconds=st.sampled_from([0.0, 0.1, 100.0]))
     def time_passes_and_what_fits_is_bound(self, seconds):

@@ -1,6 +1,6 @@
 import pytest
 
-from dpilot.placement import Distance, InputView, Links, Site, StoreView, choose_stores, nearest_store
+from dpilot.placement import Distance, InputView, Links, Site, StatedLink, StoreView, choose_stores, nearest_store
 
 EU1, EU2, US1 = Site("eu", "m1"), Site("eu", "m2"), Site("us", "m1")
 GB = 10**9
@@ -56,12 +56,93 @@ def test_an_unseen_pair_is_never_assumed_faster_than_nearer_ones():
     assert links.transfer_s(EU1, US1, GB, 1) >= links.transfer_s(EU1, EU1, GB, 1)
 
 
-def test_small_transfers_tell_nothing_of_the_bandwidth():
+def test_small_transfers_tell_the_latency_and_nothing_of_the_bandwidth():
     links = Links()
-    before = links.transfer_s(EU1, US1, GB, 1)
-    links.observe(EU1, US1, 1000, 10.0)
+    before = links.transfer_s(EU1, US1, GB, 0)
+    for _ in range(30):
+        links.observe(EU1, US1, 1000, 0.3)
     links.observe(EU1, US1, GB, 0.0)
-    assert links.transfer_s(EU1, US1, GB, 1) == before
+    assert links.transfer_s(EU1, US1, GB, 0) == before
+    assert links.transfer_s(EU1, US1, 1000, 4) == pytest.approx(1.2, rel=0.01)
+
+
+def test_machines_share_what_is_between_their_datacenters():
+    links = Links()
+    for _ in range(30):
+        links.observe(EU1, US1, GB, 100.0)
+    assert links.transfer_s(EU2, Site("us", "m7"), GB, 1) == links.transfer_s(EU1, US1, GB, 1)
+    assert links.transfer_s(EU1, Site("lab"), 10, 1) < 1.0
+
+
+def test_transfers_on_a_link_are_counted():
+    links = Links()
+    alone = links.transfer_s(EU1, US1, GB, 0)
+    links.begin(EU1, US1)
+    links.begin(EU2, US1)
+    assert links.transfer_s(EU1, US1, GB, 0) == pytest.approx(3 * alone)
+    assert links.transfer_s(EU1, US1, GB, 0, alone=True) == alone
+    assert links.transfer_s(US1, EU1, GB, 0) == alone  # the other direction
+    links.end(EU1, US1)
+    links.end(EU2, US1)
+    links.end(EU2, US1)
+    assert links.transfer_s(EU1, US1, GB, 0) == alone
+
+
+def test_inside_of_a_datacenter_there_is_room_until_shown_otherwise():
+    links = Links()
+    alone = links.transfer_s(EU1, EU2, GB, 0)
+    for _ in range(4):
+        links.begin(EU1, EU2)
+    assert links.transfer_s(EU1, EU2, GB, 0) == alone
+    for _ in range(30):
+        links.observe(EU1, EU2, GB, 4 * alone)
+    assert links.transfer_s(EU1, EU2, GB, 0) == pytest.approx(5 * alone, rel=0.1)
+
+
+def test_what_all_get_together_is_learned_apart_from_what_one_gets():
+    """Four at a time get 25 MB/s each: the link carries 100 MB/s, and one alone gets no more than what was assumed."""
+    links = Links()
+    for _ in range(4):
+        links.begin(EU1, US1)
+    for _ in range(30):
+        links.observe(EU1, US1, GB, 40.0)
+    assert links.transfer_s(EU1, US1, GB, 0) == pytest.approx(50.0, rel=0.05)  # the fifth
+    for _ in range(4):
+        links.end(EU1, US1)
+    (row,) = links.table()
+    assert row.capacity_bytes_per_s == pytest.approx(1e8, rel=0.01)
+
+
+def test_stated_links_hold_in_both_directions_until_transfers_tell():
+    links = Links(stated=[StatedLink("eu", "us", 1e6, 0.5), StatedLink("us", "eu", 2e6)])
+    assert links.transfer_s(EU1, US1, 10**6, 1) == pytest.approx(1.5)
+    assert links.transfer_s(US1, EU1, 10**6, 1) == pytest.approx(1.0)
+    for _ in range(30):
+        links.observe(EU1, US1, 10**7, 1.5)
+    assert links.transfer_s(EU1, US1, 10**7, 1) == pytest.approx(1.5, rel=0.05)
+
+
+def test_predictions_are_compared_with_what_happened():
+    links = Links()
+    predicted = links.transfer_s(EU1, US1, GB, 1)
+    links.observe(EU1, US1, GB, 2 * predicted)
+    row = next(row for row in links.table() if row.source == "eu" and row.target == "us")
+    assert (row.n, row.ratio, row.predicted_s, row.actual_s) == (1, 2.0, predicted, 2 * predicted)
+    for _ in range(40):
+        links.observe(EU1, US1, GB, 2 * predicted)
+    assert links.table()[0].ratio == pytest.approx(1.0, rel=0.01)
+
+
+def test_another_version_when_an_estimate_changes_notably():
+    links = Links()
+    links.observe(EU1, US1, GB, 20.0)
+    version = links.version
+    for _ in range(5):
+        links.observe(EU1, US1, GB, 20.0)
+    assert links.version == version
+    for _ in range(5):
+        links.observe(EU1, US1, GB, 200.0)
+    assert links.version > version
 
 
 def test_an_input_comes_from_the_replica_that_is_the_cheapest_to_bring():

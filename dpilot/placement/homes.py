@@ -1,0 +1,94 @@
+"""The home of a line: the place that fits it best but for its queue, by its data and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dpilot.placement.lines import Line
+from dpilot.placement.places import Place
+from dpilot.placement.policy import Policy
+from dpilot.placement.topology import Distance
+from dpilot.placement.views import InputView
+
+__all__ = ["choose", "named"]
+
+#: Places that cost so little more than the best one count as equally good, in seconds.
+_EQUAL_S = 1e-6
+#: A line has no more homes than this: a unit of any of them is taken from all.
+_MOST_HOMES = 8
+#: In a pool of more datacenters, those that no input or label names count as alike.
+_MOST_ZONES = 16
+#: What a byte counts that is so far away.
+_WEIGHT = {Distance.SAME_MACHINE: 0, Distance.SAME_DATACENTER: 1, Distance.OTHER_DATACENTER: 10}
+
+
+def named(line: Line, views: Sequence[InputView]) -> list[Place]:
+    """The places that a line's inputs and labels name, those with more in them first."""
+    pool, request = line.pool, line.request
+    zones, machines = pool.zones, pool.machines
+    places: dict[Place, None] = {}
+    last = []
+    sites = [site for view in views for site in view.sites]
+    if request.site.datacenter is not None or request.site.machine is not None:
+        sites.append(request.site)
+    for site in sites:
+        if site.datacenter in zones and site.datacenter is not None:
+            places[zones[site.datacenter]] = None
+        if site.machine in machines:
+            last += [m for m in machines[site.machine] if m.site.distance(site) is Distance.SAME_MACHINE]
+    if None in zones and any(site.datacenter is not None for site in sites):
+        places[zones[None]] = None  # nothing is known to be farther away than that
+    places.update(dict.fromkeys(last))
+    return list(places)
+
+
+def choose(
+    line: Line, views: Sequence[InputView], policy: Policy, until: float | None
+) -> tuple[list[Place], list[tuple[float, Place]]]:
+    """Where a line should stand.
+
+    Parameters
+    ----------
+    line : Line
+    views : sequence of InputView
+        What it reads.
+    policy : Policy
+    until : float or None
+        When its units would end if they began now; None: nobody knows.
+
+    Returns
+    -------
+    homes : list of Place
+        The best place; more than one if they are equally good. Empty: no pilot could run it.
+    visits : list of (float, Place)
+        Other places that have some of its inputs, and how many bytes would have to be brought there.
+    """
+    pool, need = line.pool, line.need
+    if pool.is_flat:
+        return ([pool.root] if pool.root.could_until(need, until) else []), []
+    able = [place for place in named(line, views) if place.could_until(need, until)]
+    if not able:
+        if not pool.root.could_until(need, until):
+            return [], []
+        if not any(view.sites for view in views) or len(pool.zones) > _MOST_ZONES:
+            return [pool.root], []
+        able = [place for place in pool.zones.values() if place.could_until(need, until)]
+    if len(able) == 1:
+        return able, []
+    costs = [policy.fit_s(line.request, place.site, views, alone=True) for place in able]
+    least = min(costs) + _EQUAL_S
+    homes = [place for place, cost in zip(able, costs, strict=True) if cost <= least]
+    if len(homes) > _MOST_HOMES:
+        homes = sorted(homes, key=lambda place: place.backlog_s / place.slots)[:_MOST_HOMES]
+    homes = [place for place in homes if place.parent not in homes]
+    others = [place for place in able if place not in homes]
+    return homes, [(_missing(views, place), place) for place in others]
+
+
+def _missing(views: Sequence[InputView], place: Place) -> float:
+    """Bytes of inputs that are not at a place; those that are not even near it count tenfold."""
+    nbytes = 0
+    for view in views:
+        distance = min((site.distance(place.site) for site in view.sites), default=Distance.OTHER_DATACENTER)
+        nbytes += view.nbytes * _WEIGHT[distance]
+    return float(nbytes)

@@ -1,0 +1,117 @@
+"""Units that wait: equal ones in a line, lines with one home and one need in a queue."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from dpilot.placement.places import Need, Pilot, Place, Pool
+from dpilot.placement.views import Request
+
+__all__ = ["Line", "Queue", "Waiting"]
+
+
+class Waiting(NamedTuple):
+    """A waiting unit; tuples order by priority, then by submission."""
+
+    rank: float
+    order: float
+    number: int  # no two have the same
+    unit: str
+    since: float
+    line: Line
+
+
+class Line:
+    """Units with equal requests: a decision is taken once for the first, however many stand behind it."""
+
+    __slots__ = ("_heap", "length", "need", "number", "pool", "queues", "request", "version")
+
+    def __init__(self, request: Request, pool: Pool, need: Need, number: int) -> None:
+        self.request = request
+        self.pool = pool
+        self.need = need
+        self.number = number
+        self.length = 0
+        self.queues: tuple[Queue, ...] = ()  # of its homes, which are equally good
+        self.version = -1  # of the pool and the links, when the homes were chosen
+        self._heap: list[Waiting] = []
+
+    def push(self, waiting: Waiting) -> None:
+        """One unit more."""
+        heapq.heappush(self._heap, waiting)
+        self.length += 1
+
+    def head(self) -> Waiting | None:
+        """The first unit."""
+        return self._heap[0] if self._heap else None
+
+    def shorten(self, waiting: Mapping[str, Waiting]) -> None:
+        """One unit less; `waiting` are those that still wait, by name."""
+        self.length -= 1
+        heap = self._heap
+        while heap and waiting.get(heap[0].unit) is not heap[0]:
+            heapq.heappop(heap)
+
+
+class Queue:
+    """The lines with one need whose home is one place, in the order of their heads."""
+
+    __slots__ = (
+        "_heads",
+        "_movable",
+        "due",
+        "key_s",
+        "marked",
+        "need",
+        "number",
+        "place",
+        "pool",
+        "refused",
+        "reserved",
+        "reserved_for",
+    )
+
+    def __init__(self, place: Place, pool: Pool, need: Need, number: int) -> None:
+        self.place = place
+        self.pool = pool
+        self.need = need
+        self.number = number
+        self.marked: Waiting | None = None  # its head when it was last marked
+        self.reserved: Pilot | None = None  # whose slots are kept for the head
+        self.reserved_for: Waiting | None = None
+        self.key_s: float | None = None  # how long it was when it was last put among the pool's busy ones
+        self.due: float | None = None  # when it is to be looked at again even if nothing happens
+        self.refused: tuple[int, float] | None = None  # when nothing of it was worth its way, and how long it was then
+        self._heads: list[Waiting] = []  # a heap, with what is out of date
+        self._movable: list[tuple[float, float, int, Line]] = []  # a heap: the least to move first
+
+    def push(self, head: Waiting) -> None:
+        """A line whose first unit this is stands here, or has another first one now."""
+        heapq.heappush(self._heads, head)
+
+    def push_movable(self, head: Waiting, nbytes: float) -> None:
+        """A line that stands here could be taken to another place, with so many bytes."""
+        heapq.heappush(self._movable, (head.rank, nbytes, head.line.number, head.line))
+
+    def head(self) -> Waiting | None:
+        """The first unit of all its lines."""
+        heads = self._heads
+        while heads:
+            head = heads[0]
+            line = head.line
+            if line.length and line.head() is head and self in line.queues:
+                return head
+            heapq.heappop(heads)
+        return None
+
+    def lightest(self) -> Waiting | None:
+        """The first unit of the line that has the least to move, of those of the highest priority."""
+        movable = self._movable
+        while movable:
+            line = movable[0][3]
+            if line.length and self in line.queues:
+                return line.head()
+            heapq.heappop(movable)
+        return None

@@ -1,0 +1,280 @@
+"""What transfers cost: learned from those that were made, with what is under way taken into account.
+
+A link joins two datacenters, or is the inside of one, or of a machine: so what one pair of machines shows serves all
+pairs that share the link, and there are few links however many machines there are.
+
+Of each link three things are learned, each an exponentially weighted mean: what one transfer gets alone, what all that
+are under way at a time get together, and the latency of a file. A transfer beside n others is expected to get the
+lesser of the first and a share, one in n + 1, of the second. As long as it is not known what a link carries in all, one
+between datacenters is taken to carry what one transfer gets, and one inside of a datacenter to be wide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
+from typing import NamedTuple
+
+from dpilot.placement.topology import LEAST_TELLING_NBYTES, Distance, Site
+
+__all__ = ["LinkRow", "Links", "StatedLink"]
+
+_BANDWIDTH_BYTES_PER_S = {
+    Distance.SAME_MACHINE: 1e9,
+    Distance.SAME_DATACENTER: 5e8,
+    Distance.OTHER_DATACENTER: 5e7,
+}
+_LATENCY_S = {
+    Distance.SAME_MACHINE: 1e-4,
+    Distance.SAME_DATACENTER: 2e-3,
+    Distance.OTHER_DATACENTER: 4e-2,
+}
+#: Weight of the newest observation in the moving averages.
+_WEIGHT = 0.3
+#: How much an estimate changes before decisions that were built on it are taken anew.
+_NOTABLE = 1.25
+#: Pairs of sites whose link is remembered.
+_MOST_PAIRS = 50_000
+
+
+class StatedLink(NamedTuple):
+    """A link as somebody who knows it states it: what is assumed until transfers show otherwise.
+
+    Parameters
+    ----------
+    source, target : str
+        Datacenters. It holds in both directions, unless the other one is stated, too.
+    bandwidth_bytes_per_s, latency_s : float or None
+        None: as for any link that goes as far.
+    """
+
+    source: str
+    target: str
+    bandwidth_bytes_per_s: float | None = None
+    latency_s: float | None = None
+
+
+class LinkRow(NamedTuple):
+    """What is known of a link, and how well it was predicted.
+
+    Parameters
+    ----------
+    source, target : str
+        Datacenters; or the machine, twice.
+    bandwidth_bytes_per_s : float
+        Of one transfer alone.
+    capacity_bytes_per_s : float or None
+        Of all transfers at a time; None: not known yet.
+    latency_s : float
+        Of a file.
+    transfers : int
+        On it now.
+    n : int
+        Transfers that were compared with what had been predicted for them.
+    ratio : float
+        Exponentially weighted mean of actual over predicted time.
+    predicted_s, actual_s : float
+        Of the last one.
+    """
+
+    source: str
+    target: str
+    bandwidth_bytes_per_s: float
+    capacity_bytes_per_s: float | None
+    latency_s: float
+    transfers: int
+    n: int
+    ratio: float
+    predicted_s: float
+    actual_s: float
+
+
+class _Link:
+    __slots__ = (
+        "actual_s",
+        "alone",
+        "capacity",
+        "distance",
+        "last_told",
+        "latency_s",
+        "n",
+        "names",
+        "predicted_s",
+        "ratio",
+        "transfers",
+    )
+
+    def __init__(self, names: tuple[str, str], distance: Distance) -> None:
+        self.names = names
+        self.distance = distance
+        self.alone: float | None = None  # bytes per second
+        self.capacity: float | None = None
+        self.latency_s: float | None = None
+        self.transfers = 0
+        self.last_told = 0.0
+        self.n = 0
+        self.ratio = 1.0
+        self.predicted_s = self.actual_s = 0.0
+
+
+class Links:
+    """The links between sites.
+
+    Parameters
+    ----------
+    bandwidth_bytes_per_s : mapping of Distance to float
+        Assumed before the first transfer.
+    latency_s : mapping of Distance to float
+        Paid once per file.
+    stated : iterable of StatedLink
+
+    Attributes
+    ----------
+    version : int
+        Another one whenever an estimate has changed notably.
+    """
+
+    def __init__(
+        self,
+        bandwidth_bytes_per_s: Mapping[Distance, float] | None = None,
+        latency_s: Mapping[Distance, float] | None = None,
+        stated: Iterable[StatedLink] = (),
+    ) -> None:
+        self.bandwidth_bytes_per_s = dict(bandwidth_bytes_per_s or _BANDWIDTH_BYTES_PER_S)
+        self.latency_s = dict(latency_s or _LATENCY_S)
+        self.version = 0
+        self._links: dict[tuple[str | None, str | None, bool], _Link] = {}
+        self._between: dict[tuple[Site, Site], _Link] = {}
+        self._assumed = self._assume()
+        known = list(stated)
+        for link in [StatedLink(other.target, other.source, *other[2:]) for other in known] + known:
+            kept = self._link(Site(link.source), Site(link.target))
+            kept.alone = link.bandwidth_bytes_per_s or kept.alone
+            kept.latency_s = link.latency_s if link.latency_s is not None else kept.latency_s
+
+    def _link(self, source: Site, target: Site) -> _Link:
+        link = self._between.get((source, target))
+        if link is None:
+            distance = source.distance(target)
+            inside = distance is Distance.SAME_MACHINE
+            datacenter = source.datacenter or target.datacenter
+            key = (datacenter, source.machine, True) if inside else (source.datacenter, target.datacenter, False)
+            link = self._links.get(key)
+            if link is None:
+                names = (source.machine, source.machine) if inside else (source.datacenter, target.datacenter)
+                link = self._links[key] = _Link((names[0] or "", names[1] or ""), distance)
+            if len(self._between) >= _MOST_PAIRS:
+                self._between.clear()
+            self._between[source, target] = link
+        return link
+
+    # -- what is under way
+
+    def begin(self, source: Site, target: Site) -> None:
+        """A transfer from one site to another is about to begin."""
+        self._link(source, target).transfers += 1
+
+    def end(self, source: Site, target: Site) -> None:
+        """A transfer has ended, or will not be made."""
+        link = self._link(source, target)
+        link.transfers = max(0, link.transfers - 1)
+
+    # -- what was seen
+
+    def observe(self, source: Site, target: Site, nbytes: int, seconds: float, n_files: int = 1) -> None:
+        """A transfer of `nbytes` in `n_files` files from one site to another took `seconds`.
+
+        Small ones tell nothing of the bandwidth, but how long a file takes at least.
+        """
+        if seconds <= 0:
+            return
+        link = self._link(source, target)
+        beside = max(1, link.transfers)
+        self._compare(link, self._seconds(link, nbytes, n_files, beside), seconds)
+        if nbytes < LEAST_TELLING_NBYTES:
+            seen_s = max(0.0, seconds - nbytes / self._rate(link, beside)) / max(1, n_files)
+            link.latency_s = _mean(self._latency(link), seen_s)
+            self.latency_s[link.distance] = _mean(self.latency_s[link.distance], seen_s)
+        else:
+            seen = nbytes / max(seconds - self._latency(link) * n_files, seconds / 2)
+            if beside == 1 or link.alone is None or seen > link.alone:
+                link.alone = _mean(link.alone or self._assumed[link.distance], seen)
+            if beside > 1:
+                link.capacity = seen * beside if link.capacity is None else _mean(link.capacity, seen * beside)
+            elif link.capacity is not None:
+                link.capacity = max(link.capacity, seen)
+            self.bandwidth_bytes_per_s[link.distance] = _mean(self.bandwidth_bytes_per_s[link.distance], seen)
+            self._assumed = self._assume()
+        now = self._seconds(link, LEAST_TELLING_NBYTES * 16, 1, 1)
+        if not link.last_told / _NOTABLE <= now <= link.last_told * _NOTABLE:
+            link.last_told = now
+            self.version += 1
+
+    @staticmethod
+    def _compare(link: _Link, predicted_s: float, actual_s: float) -> None:
+        ratio = actual_s / max(predicted_s, 1e-9)
+        link.ratio = ratio if link.n == 0 else _mean(link.ratio, ratio)
+        link.n += 1
+        link.predicted_s, link.actual_s = predicted_s, actual_s
+
+    def _assume(self) -> tuple[float, ...]:
+        """Bandwidth by distance, of links on which no transfer was seen: no better than of shorter ones."""
+        return tuple(accumulate((self.bandwidth_bytes_per_s[distance] for distance in Distance), min))
+
+    # -- what is expected
+
+    def _latency(self, link: _Link) -> float:
+        return self.latency_s[link.distance] if link.latency_s is None else link.latency_s
+
+    def _rate(self, link: _Link, transfers: int) -> float:
+        """What each of so many transfers on a link gets, in bytes per second."""
+        alone = link.alone or self._assumed[link.distance]
+        if transfers <= 1:
+            return alone
+        if link.capacity is not None:
+            return min(alone, link.capacity / transfers)
+        return alone / transfers if link.distance is Distance.OTHER_DATACENTER else alone
+
+    def _seconds(self, link: _Link, nbytes: int, n_files: int, transfers: int) -> float:
+        return self._latency(link) * n_files + nbytes / self._rate(link, transfers)
+
+    def rank(self, source: Site, target: Site) -> tuple[Distance, float]:
+        """Sorts sources by how well they serve a target: the nearer first, of equally near ones the faster."""
+        return source.distance(target), self.transfer_s(source, target, 1_000_000, 1)
+
+    def transfer_s(self, source: Site, target: Site, nbytes: int, n_files: int, alone: bool = False) -> float:
+        """Expected seconds to move `nbytes` in `n_files` files from `source` to `target`.
+
+        Parameters
+        ----------
+        source, target : Site
+        nbytes, n_files : int
+        alone : bool
+            As if nothing else was on the link; else beside what is on it now.
+        """
+        link = self._between.get((source, target)) or self._link(source, target)
+        if link.alone is not None and link.latency_s is not None and (alone or not link.transfers):
+            return link.latency_s * n_files + nbytes / link.alone
+        return self._seconds(link, nbytes, n_files, 1 if alone else link.transfers + 1)
+
+    def table(self) -> list[LinkRow]:
+        """What is known of every link that was used or stated, by name."""
+        rows = [
+            LinkRow(
+                *link.names,
+                self._rate(link, 1),
+                link.capacity,
+                self._latency(link),
+                link.transfers,
+                link.n,
+                link.ratio,
+                link.predicted_s,
+                link.actual_s,
+            )
+            for link in self._links.values()
+        ]
+        return sorted(rows, key=lambda row: row[:2])
+
+
+def _mean(before: float, seen: float) -> float:
+    return before + _WEIGHT * (seen - before)

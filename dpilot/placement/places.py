@@ -1,0 +1,359 @@
+"""Where pilots are: the tree of places of a pool, each of which knows its least loaded pilot.
+
+A place is a machine, a datacenter or a whole pool; a pilot belongs to one of each. To a unit that none of whose inputs
+is on a machine, all machines of a datacenter are alike, and so are all datacenters that have none of them: so a unit
+looks at the few places that its inputs and labels name, and never at the pilots one by one.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from dpilot.placement.estimates import RunTimes
+from dpilot.placement.slots import PilotSlots
+from dpilot.placement.topology import Site
+from dpilot.placement.views import PilotView, Request
+
+if TYPE_CHECKING:
+    from dpilot.placement.lines import Line, Queue
+
+__all__ = ["Need", "Pilot", "Place", "Pool"]
+
+#: How many pilots without an idle slot are asked whether they would queue a tiny unit.
+_MOST_ASKED = 32
+
+
+class Need(NamedTuple):
+    """What a unit cannot do without; `site` are the labels that bind, None if none do."""
+
+    slots: int
+    memory_nbytes: int
+    gpus: int
+    site: Site | None
+
+    @classmethod
+    def of(cls, request: Request) -> Need:
+        """What a request cannot do without."""
+        site = request.site if request.require and request.site != (None, None) else None
+        return cls(request.slots, request.memory_nbytes, request.gpus, site)
+
+
+class Pilot:
+    """A pilot: its slots, and the places that it belongs to."""
+
+    __slots__ = (
+        "_counted_s",
+        "_view",
+        "declared",
+        "ends_at",
+        "gpus",
+        "memory_nbytes",
+        "name",
+        "places",
+        "reserved",
+        "site",
+        "slots",
+        "stamp",
+        "stated",
+    )
+
+    def __init__(
+        self, name: str, site: Site, slots: PilotSlots, declared: int, memory_nbytes: int | None, gpus: int
+    ) -> None:
+        self.name = name
+        self.site = site
+        self.slots = slots
+        self.declared = declared  # slots it has or, while it starts, will have
+        self.stated = memory_nbytes, gpus  # of each worker, before one is here
+        self.memory_nbytes, self.gpus = self.stated
+        self.ends_at: float | None = None
+        self.places: list[Place] = []
+        self.reserved: Queue | None = None  # the line at the head of this queue waits for its slots
+        self.stamp = 0  # how often it has changed
+        self._counted_s = 0.0
+        self._view: tuple[int, PilotView] | None = None
+
+    @property
+    def load(self) -> float:
+        """Seconds of work per slot that it has already."""
+        return self.slots.backlog_s / self.declared if self.declared else 0.0
+
+    def could(self, need: Need) -> bool:
+        """Whether it could meet a need if it was idle."""
+        return (
+            need.slots <= self.declared
+            and (need.site is None or need.site.missed_by(self.site) is None)
+            and (self.memory_nbytes is None or need.memory_nbytes <= self.memory_nbytes * need.slots)
+            and need.gpus <= self.gpus * need.slots
+        )
+
+    def lasts(self, until: float | None) -> bool:
+        """Whether it is still there then; None: nobody knows when that is."""
+        return self.ends_at is None or until is None or until <= self.ends_at
+
+    def fits(self, need: Need, expected_s: float) -> bool:
+        """Whether it would take a unit with such a need now."""
+        if need.site is not None and need.site.missed_by(self.site) is not None:
+            return False
+        return self.slots.fits(need.slots, expected_s, need.memory_nbytes, need.gpus)
+
+    def view(self, now: float) -> PilotView:
+        """What the policy sees of it."""
+        if self._view is None or self._view[0] != self.stamp or self.ends_at is not None:
+            left_s = None if self.ends_at is None else self.ends_at - now
+            slots = self.slots
+            view = PilotView(
+                self.name, self.site, self.declared, slots.idle, slots.backlog_s, self.memory_nbytes, self.gpus, left_s
+            )
+            self._view = self.stamp, view
+        return self._view[1]
+
+    def changed(self) -> None:
+        """Take in that its slots, or what they hold, have changed."""
+        self.stamp += 1
+        slots = self.slots
+        more_s = slots.backlog_s - self._counted_s
+        self._counted_s = slots.backlog_s
+        room = slots.has_room(0.0)
+        entry = (slots.idle == 0, self.load, self.name, self.stamp, self)
+        for place in self.places:
+            place.backlog_s += more_s
+            if room:
+                place.offer(entry)
+
+    def enter(self, place: Place) -> None:
+        """Belong to a place, too."""
+        self.places.append(place)
+        place.pilots[self.name] = self
+        place.slots += self.declared
+        place.backlog_s += self._counted_s
+        place.forget()
+
+    def leave(self, place: Place) -> None:
+        """Belong to a place no more."""
+        self.places.remove(place)
+        del place.pilots[self.name]
+        place.slots -= self.declared
+        place.backlog_s = max(0.0, place.backlog_s - self._counted_s) if place.pilots else 0.0
+        place.forget()
+
+    def declare(self, slots: int) -> bool:
+        """Have so many slots, and what memory and GPUs its workers have. Returns whether that is news."""
+        largest = self.slots.largest() if self.slots.workers else self.stated
+        if slots == self.declared and largest == (self.memory_nbytes, self.gpus):
+            return False
+        for place in self.places:
+            place.slots += slots - self.declared
+            place.forget()
+        self.declared = slots
+        self.memory_nbytes, self.gpus = largest
+        return True
+
+
+_Entry = tuple[bool, float, str, int, Pilot]
+
+
+class Place:
+    """A machine, a datacenter, a pool or a single pilot: its pilots by load, and the lines whose home it is.
+
+    Parameters
+    ----------
+    site : Site
+        Stands for the sites of its pilots.
+    parent : Place or None
+        The place around it.
+    """
+
+    __slots__ = (
+        "_could",
+        "_room",
+        "backlog_s",
+        "below",
+        "last_bound",
+        "own",
+        "parent",
+        "pilots",
+        "queues",
+        "site",
+        "slots",
+        "visits",
+    )
+
+    def __init__(self, site: Site, parent: Place | None = None) -> None:
+        self.site = site
+        self.parent = parent
+        self.pilots: dict[str, Pilot] = {}
+        self.slots = 0
+        self.backlog_s = 0.0  # slot-seconds that its pilots have taken
+        self.own: dict[str, int] = {}  # kind of work -> slots asked for by units whose home it is
+        self.below: dict[str, int] = {}  # the same, with those of the places in it
+        self.queues: dict[Need, Queue] = {}
+        self.visits: list[tuple[float, float, int, Line]] = []  # a heap: lines that have some of their inputs here
+        self.last_bound = 0.0
+        self._room: list[_Entry] = []  # a heap: the pilots that have any room, and what is out of date
+        self._could: dict[Need, bool] = {}
+
+    # -- its pilots
+
+    def offer(self, entry: _Entry) -> None:
+        """One of its pilots has room, and is as loaded as the entry tells."""
+        if len(self._room) > 2 * len(self.pilots) + 16:
+            self._room = [e for e in self._room if self._is_valid(e)]
+            heapq.heapify(self._room)
+        heapq.heappush(self._room, entry)
+
+    def _is_valid(self, entry: _Entry) -> bool:
+        return entry[3] == entry[4].stamp and entry[2] in self.pilots
+
+    def has_room(self) -> bool:
+        """Whether any of its pilots would take any unit."""
+        room = self._room
+        while room and not self._is_valid(room[0]):
+            heapq.heappop(room)
+        return bool(room)
+
+    def best(self, able: Callable[[Pilot], bool], queues: bool) -> Pilot | None:
+        """The least loaded pilot that is able to take a unit now; those with idle slots come first.
+
+        Parameters
+        ----------
+        able : function of Pilot
+        queues : bool
+            Whether the unit is one that may be queued where no slot is idle.
+        """
+        aside: list[_Entry] = []
+        found = None
+        room, asked = self._room, 0
+        while self.has_room():
+            entry = room[0]
+            if entry[0]:
+                asked += 1
+                if not queues or asked > _MOST_ASKED:
+                    break
+            if able(entry[4]):
+                found = entry[4]
+                break
+            aside.append(heapq.heappop(room))
+        for entry in aside:
+            heapq.heappush(room, entry)
+        return found
+
+    def open_pilots(self) -> Iterator[Pilot]:
+        """The pilots that have any room, roughly the least loaded first."""
+        for entry in self._room:
+            if self._is_valid(entry):
+                yield entry[4]
+
+    def could(self, need: Need) -> bool:
+        """Whether one of its pilots could meet a need if it was idle."""
+        answer = self._could.get(need)
+        if answer is None:
+            answer = self._could[need] = any(pilot.could(need) for pilot in self.pilots.values())
+        return answer
+
+    def could_until(self, need: Need, until: float | None) -> bool:
+        """The same, of those pilots that are still there then."""
+        return self.could(need) and (
+            until is None or any(p.lasts(until) and p.could(need) for p in self.pilots.values())
+        )
+
+    def forget(self) -> None:
+        """Its pilots have changed: nothing is known of what they could do."""
+        self._could.clear()
+
+    # -- what waits for it
+
+    def count(self, kind: str, slots: int) -> None:
+        """So many slots more (or fewer) are asked for by units whose home it is."""
+        _add(self.own, kind, slots)
+        place: Place | None = self
+        while place is not None:
+            _add(place.below, kind, slots)
+            place = place.parent
+
+    def tail_s(self, runtimes: RunTimes) -> float:
+        """Seconds until its slots will have done all that they hold and that waits for them.
+
+        What waits for the places around it, it gets an even part of.
+        """
+        if not self.slots:
+            return float("inf")
+        seconds = (self.backlog_s + _work_s(self.below, runtimes)) / self.slots
+        place = self.parent
+        while place is not None:
+            if place.own and place.slots:
+                seconds += _work_s(place.own, runtimes) / place.slots
+            place = place.parent
+        return seconds
+
+
+def _add(counts: dict[str, int], kind: str, slots: int) -> None:
+    number = counts.get(kind, 0) + slots
+    if number:
+        counts[kind] = number
+    else:
+        del counts[kind]
+
+
+def _work_s(counts: dict[str, int], runtimes: RunTimes) -> float:
+    return sum(number * runtimes.expected_s(kind) for kind, number in counts.items())
+
+
+class Pool:
+    """The pilots that the units of one compute data service may use, as a tree of places.
+
+    Parameters
+    ----------
+    members : collection of str or None
+        Names of the pilots; None: all there are.
+    is_flat : bool
+        Without datacenters and machines in it: where the pilots are plays no role.
+    """
+
+    def __init__(self, members: frozenset[str] | None = None, is_flat: bool = False) -> None:
+        self.members = members
+        self.is_flat = is_flat
+        self.root = Place(Site())
+        self.nowhere = Place(Site())  # the home of lines that no pilot could run
+        self.zones: dict[str | None, Place] = {}  # by datacenter
+        self.machines: dict[str, list[Place]] = {}
+        self.version = 0  # another one whenever lines may have other homes
+        self.epoch = 0  # another one whenever a pilot has room that its own lines do not take
+        self.ends = False  # whether any of its pilots has an end
+        self.busy: list[tuple[float, int, Queue]] = []  # a heap: queues that cannot be served, the longest first
+        self.due: list[tuple[float, int, Queue]] = []  # a heap: when their patience ends
+
+    def add(self, pilot: Pilot) -> None:
+        """Take in a pilot."""
+        site = pilot.site
+        self.version += 1
+        self.ends = self.ends or pilot.ends_at is not None
+        pilot.enter(self.root)
+        if self.is_flat:
+            return
+        zone = self.zones.get(site.datacenter)
+        if zone is None:
+            zone = self.zones[site.datacenter] = Place(Site(site.datacenter), self.root)
+        pilot.enter(zone)
+        if site.machine is not None:
+            machines = self.machines.setdefault(site.machine, [])
+            machine = next((place for place in machines if place.site == site), None)
+            if machine is None:
+                machine = Place(site, zone)
+                machines.append(machine)
+            pilot.enter(machine)
+
+    def remove(self, pilot: Pilot) -> list[Place]:
+        """Forget a pilot. Returns the places that it belonged to."""
+        left = [place for place in pilot.places if self._has(place)]
+        for place in left:
+            pilot.leave(place)
+        self.version += 1
+        return left
+
+    def _has(self, place: Place) -> bool:
+        while place.parent is not None:
+            place = place.parent
+        return place is self.root

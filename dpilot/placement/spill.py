@@ -1,0 +1,235 @@
+"""What happens to slots that nobody takes at home, and to lines whose home has none: some go to others.
+
+A queue that its home cannot serve gives a unit away where that unit would end earlier than the last one of the queue
+could begin at home. Of its lines the one with the least to move goes. Apart from that a home is given up when it has
+bound nothing for longer than the other place costs and a wish is worth: estimates can be wrong, and pilots may never
+start. Then the first of the queue goes.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from dpilot.placement.homes import named
+from dpilot.placement.lines import Line, Queue, Waiting
+from dpilot.placement.places import Pilot, Pool
+from dpilot.placement.topology import Site
+from dpilot.placement.views import InputView
+
+if TYPE_CHECKING:
+    from dpilot.placement.matcher import Binding, Matcher
+
+__all__ = ["Spill"]
+
+#: How many of the longest queues are looked at, and of how many it is worked out what moving would bring.
+_MOST_SEEN, _MOST_TRIED = 16, 4
+#: How many lines a pilot with a free slot looks at of those that have some of their inputs where it is.
+_MOST_VISITS = 2
+#: Of how many datacenters, or pilots if there are more datacenters, one is sought that takes a unit.
+_MOST_CHOICES = 8
+#: By what part a queue must have grown before it is worked out anew whether moving pays.
+_NOTABLE = 1.02
+
+
+class Spill:
+    """Gives units of busy homes to free slots elsewhere.
+
+    Parameters
+    ----------
+    matcher : Matcher
+        Whose units and slots they are.
+    """
+
+    def __init__(self, matcher: Matcher) -> None:
+        self._matcher = matcher
+
+    def wait(self, queue: Queue, head: Waiting) -> None:
+        """A queue cannot be served by its home."""
+        pool = queue.pool
+        tail_s = queue.place.tail_s(self._matcher.runtimes)
+        if queue.key_s is None or tail_s > queue.key_s * _NOTABLE:
+            queue.key_s = tail_s
+            heapq.heappush(pool.busy, (-tail_s, queue.number, queue))
+        if queue.due is None:
+            self._set_due(queue, self._still_since(queue, head) + self._matcher.policy.prefer_wait_s)
+
+    @staticmethod
+    def _still_since(queue: Queue, head: Waiting) -> float:
+        """Since when nothing has moved."""
+        return max(head.since, queue.place.last_bound)
+
+    @staticmethod
+    def _set_due(queue: Queue, due: float) -> None:
+        queue.due = due
+        heapq.heappush(queue.pool.due, (due, queue.number, queue))
+
+    def spill(self, changed: Sequence[Pilot], bindings: list[Binding], now: float, most: int) -> float | None:
+        """Give away what should be, until there are `most` bindings. Returns in how many seconds to look again."""
+        for pilot in changed:
+            if pilot.slots.has_room(0.0):
+                for pool in self._matcher.pools_of(pilot):
+                    pool.epoch += 1
+                self._welcome(pilot, bindings, now, most)
+        rechecks = []
+        for pool in self._matcher.pools:
+            if pool.due and pool.root.has_room():
+                self._relieve(pool, bindings, now, most)
+                self._give_up(pool, bindings, now, most)
+                if pool.due and pool.root.has_room():
+                    rechecks.append(max(0.0, pool.due[0][0] - now))
+        return min(rechecks, default=None)
+
+    # -- lines that have some of their inputs where a slot is free
+
+    def _welcome(self, pilot: Pilot, bindings: list[Binding], now: float, most: int) -> None:
+        for place in pilot.places:
+            visits = place.visits
+            aside: list[tuple[float, float, int, Line]] = []
+            while visits and len(aside) < _MOST_VISITS and len(bindings) < most and pilot.slots.has_room(0.0):
+                line = visits[0][3]
+                head = line.head()
+                if head is None or any(queue.place is place for queue in line.queues):
+                    heapq.heappop(visits)  # bound by now, or at home here
+                    continue
+                if self._is_worth(head, line.queues[0], pilot, now):
+                    bindings.append(self._matcher.bind(head, pilot, now))
+                else:
+                    aside.append(heapq.heappop(visits))
+            for visit in aside:
+                heapq.heappush(visits, visit)
+
+    def _is_worth(self, head: Waiting, queue: Queue, pilot: Pilot, now: float) -> bool:
+        matcher, line = self._matcher, head.line
+        if queue.place.parent is None or not self._may_take(pilot, head, now):
+            return False
+        views = matcher.views(line.request)
+        return self._cost_s(head, views, pilot.site, now) < self._worth_s(head, views, queue)
+
+    def _may_take(self, pilot: Pilot, head: Waiting, now: float) -> bool:
+        matcher, request = self._matcher, head.line.request
+        lasts_s = matcher.lasts_s(request)
+        return (
+            pilot.reserved is None
+            and pilot.name in head.line.pool.root.pilots
+            and pilot.lasts(None if lasts_s is None else now + lasts_s)
+            and pilot.fits(head.line.need, matcher.runtimes.expected_s(request.kind))
+        )
+
+    # -- the longest queues
+
+    def _relieve(self, pool: Pool, bindings: list[Binding], now: float, most: int) -> None:
+        matcher, busy = self._matcher, pool.busy
+        aside: list[tuple[float, int, Queue]] = []
+        tried = 0
+        while busy and len(aside) < _MOST_SEEN and tried < _MOST_TRIED and len(bindings) < most:
+            entry = busy[0]
+            queue = entry[2]
+            if queue.key_s != -entry[0]:
+                heapq.heappop(busy)
+                continue
+            head = queue.lightest()
+            if head is None:
+                heapq.heappop(busy)
+                queue.key_s = None
+                continue
+            tail_s = queue.place.tail_s(matcher.runtimes)
+            if tail_s * _NOTABLE < queue.key_s:
+                queue.key_s = tail_s
+                heapq.heapreplace(busy, (-tail_s, queue.number, queue))
+                continue
+            moment = pool.epoch + matcher.policy.links.version
+            if queue.refused is not None and queue.refused[0] == moment and tail_s <= queue.refused[1] * _NOTABLE:
+                aside.append(heapq.heappop(busy))
+                continue
+            tried += 1
+            views = matcher.views(head.line.request)
+            cost_s, pilot = self._elsewhere(head, views, queue, now)
+            if pilot is not None and cost_s < self._worth_s(head, views, queue):
+                bindings.append(matcher.bind(head, pilot, now))
+                tried = 0
+                if not pool.root.has_room():
+                    break
+                continue
+            queue.refused = moment, tail_s
+            if pilot is not None and (first := queue.head()) is not None:
+                due = self._still_since(queue, first) + matcher.policy.prefer_wait_s + cost_s
+                if queue.due is None or due > queue.due:
+                    self._set_due(queue, due)
+            aside.append(heapq.heappop(busy))
+        for entry in aside:
+            heapq.heappush(busy, entry)
+
+    # -- homes at which nothing moves
+
+    def _give_up(self, pool: Pool, bindings: list[Binding], now: float, most: int) -> None:
+        matcher, due = self._matcher, pool.due
+        tried = 0
+        while due and tried < _MOST_SEEN and len(bindings) < most and pool.root.has_room():
+            at, _, queue = due[0]
+            head = queue.head() if queue.due == at else None
+            if head is None:
+                heapq.heappop(due)
+                if queue.due == at:
+                    queue.due = None
+                continue
+            if at > now:
+                return
+            heapq.heappop(due)
+            tried += 1
+            prefer_wait_s = matcher.policy.prefer_wait_s
+            patience = self._still_since(queue, head) + prefer_wait_s
+            if patience <= now:
+                cost_s, pilot = self._elsewhere(head, matcher.views(head.line.request), queue, now)
+                patience = now + max(prefer_wait_s, 1.0) if pilot is None else patience + cost_s
+                if pilot is not None and patience <= now:
+                    bindings.append(matcher.bind(head, pilot, now))
+                    tried = 0
+            self._set_due(queue, patience)
+
+    # -- what it costs and brings
+
+    def _cost_s(self, head: Waiting, views: Sequence[InputView], site: Site, now: float) -> float:
+        """What a unit costs at a site, with what is on its way to there and on the links."""
+        matcher = self._matcher
+        seconds = matcher.policy.label_s(head.line.request, site)
+        for view in views:
+            stage_s = view.stage_s(site, matcher.policy.links)
+            left_s = matcher.transit.left_s(view.id, site, now)
+            seconds += stage_s if left_s is None else min(left_s, stage_s)
+        return seconds
+
+    def _worth_s(self, head: Waiting, views: Sequence[InputView], queue: Queue) -> float:
+        """What a unit may cost elsewhere: so that it ends before the last one of its queue would begin at home."""
+        matcher, request = self._matcher, head.line.request
+        home_s = matcher.policy.fit_s(request, queue.place.site, views, alone=True)
+        return home_s + queue.place.tail_s(matcher.runtimes) - matcher.runtimes.expected_s(request.kind)
+
+    def _elsewhere(
+        self, head: Waiting, views: Sequence[InputView], queue: Queue, now: float
+    ) -> tuple[float, Pilot | None]:
+        """The pilot with room where a unit costs least, and what it costs there."""
+        matcher, pool, home = self._matcher, queue.pool, queue.place
+        places = dict.fromkeys(named(head.line, views))
+        if home.parent is not None and home.parent is not pool.root:
+            places[home.parent] = None
+        if len(pool.zones) <= _MOST_CHOICES:
+            places.update(dict.fromkeys(pool.zones.values()))
+        pilots = [
+            taker
+            for place in places
+            if place.has_room() and (taker := matcher.taker(place, head, None, now)) is not None
+        ]
+        if len(pool.zones) > _MOST_CHOICES:
+            some = islice(pool.root.open_pilots(), _MOST_CHOICES)
+            pilots += [pilot for pilot in some if self._may_take(pilot, head, now)]
+        if not pilots and (any_one := matcher.taker(pool.root, head, None, now)) is not None:
+            pilots = [any_one]
+        costs = [
+            (self._cost_s(head, views, pilot.site, now), pilot.load, pilot.name, pilot)
+            for pilot in dict.fromkeys(pilots)
+        ]
+        cost_s, _, _, pilot = min(costs, default=(0.0, 0.0, "", None))
+        return cost_s, pilot
