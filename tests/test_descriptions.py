@@ -385,7 +385,7 @@ def test_words_from_a_list(make, field, good):
         (pilot, "output"),
         (pilot, "error"),
         (unit, "working_directory"),
-        (store, "userkey"),
+        (functools.partial(store, service_url="sftp://host/x"), "userkey"),
     ],
 )
 def test_paths(make, field):
@@ -806,6 +806,7 @@ def test_urls_of_stores(url, expected):
 def test_a_store_with_options_is_reached_by_ssh_as_it_says():
     for keys in ({"storage_options": {"port": 2222}}, {"userkey": "/home/me/.ssh/id"}):
         assert store(service_url="ssh://localhost/tmp", **keys).url == "ssh://localhost/tmp"
+    refused(store, "userkey", "is not reached by ssh", service_url="s3://bucket/x", userkey="/home/me/.ssh/id")
 
 
 @pytest.mark.parametrize(
@@ -935,11 +936,16 @@ def test_one_file_must_still_be_a_list():
 
 def test_a_data_unit_may_be_empty():
     assert data_unit() == DataUnitSpec()
-    assert data_unit(number_of_replicas=2, register=True, name="results") == DataUnitSpec(
-        replicas=2, register=True, name="results"
-    )
+    assert data_unit(number_of_replicas=2, name="results") == DataUnitSpec(replicas=2, name="results")
     refused(data_unit, "register", "neither True nor False", register=1)
     refused(data_unit, "name", "one word", name="a/b")
+
+
+def test_files_may_be_registered_where_they_lie():
+    spec = data_unit(file_urls=["s3://b/x"], register=True, checksums=True, storage_options={"key": "k"})
+    assert (spec.register, spec.checksums, spec.storage_options) == (True, True, {"key": "k"})
+    refused(data_unit, "register", "name them in file_urls", register=True)
+    refused(data_unit, "checksums", "goes with register", file_urls=["/a"], checksums=True)
 
 
 # --- secrets ------------------------------------------------------------------------------------
@@ -969,6 +975,7 @@ def test_no_repr_shows_a_secret():
         (store, "service_url", "s3://:hush@bucket"),
         (store, "storage_options", "hush"),
         (store, "storage_options", {1: "hush"}),
+        (data_unit, "storage_options", "hush"),
         (data_unit, "file_urls", ["https://user:hush@host/x"]),
         (unit, "file_transfer", ["ssh://user:hush@host/x > y"]),
     ],

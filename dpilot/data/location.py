@@ -264,13 +264,24 @@ class Location:
             found: int | None = self.fs.info(self.path).get("size")
             return found
 
-    def copy_within(self, source: Location) -> bool:
+    def shares_service(self, source: Location) -> bool:
+        """Whether `source` is reached as this place is: by the same protocol, host and credentials."""
+        return (type(self), self.protocol, self.options) == (type(source), source.protocol, source.options)
+
+    def copy_within(self, source: Location, nbytes: int) -> bool:
         """Copy a file from `source` to here, if the service that has both can do it without sending us its bytes.
+
+        Parameters
+        ----------
+        source : Location
+        nbytes : int
+            How many bytes it must have.
 
         Returns
         -------
         bool
-            False if it cannot; then nothing was done.
+            False if it cannot, or the file is not there or has another size: then copying it byte by byte will work, or
+            say what is wrong.
         """
         return False
 

@@ -50,7 +50,10 @@ class Terms:
 
 @dataclass(slots=True)
 class Move:
-    """One file on its way; `expected` is what its manifest promises."""
+    """One file on its way; `expected` is what its manifest promises.
+
+    With `may_delegate`, a service that has both ends may copy it by itself.
+    """
 
     name: str
     source: Location
@@ -58,6 +61,7 @@ class Move:
     nbytes: int | None = None
     expected: FileEntry | None = None
     mode: int = 0o444  # a store's files are read-only: they are linked into sandboxes
+    may_delegate: bool = False
     done: bool = False
 
 
@@ -110,7 +114,7 @@ def _attempt(move: Move, progress: OnBytes) -> FileEntry:
     progress(0)
     try:
         expected = move.expected
-        if expected is not None and move.target.copy_within(move.source.origin):
+        if expected is not None and move.may_delegate and move.target.copy_within(move.source.origin, expected.nbytes):
             count = expected.nbytes
             progress(count)
             move.done = True

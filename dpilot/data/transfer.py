@@ -112,6 +112,7 @@ def copy_unit(
     manifest: Manifest,
     *,
     room: int | None = None,
+    may_delegate: bool = True,
     max_transfers: int = MAX_TRANSFERS,
     on_bytes: OnBytes | None = None,
     retry: Retry = RETRY,
@@ -119,11 +120,17 @@ def copy_unit(
 ) -> Manifest:
     """Copy a data unit from one store to another. Where it is there already, nothing is done.
 
+    Every byte passes through this process and is compared with the manifest, unless one service has both ends and may
+    copy by itself (`may_delegate`): then sizes are compared, and in object stores the ETags, where they tell of the
+    content. A file that was damaged in `source` is then found when the new replica is transferred or verified.
+
     Parameters
     ----------
     source, target : Store
     manifest : Manifest
         What `source` has.
+    may_delegate : bool
+        False to see every byte in any case, such as for a repair.
     room, max_transfers, on_bytes, retry, stop
         As in :func:`upload`.
 
@@ -149,7 +156,10 @@ def copy_unit(
     target.check_room(manifest.nbytes - (there.nbytes if there else 0), room)
     target.remove(du)  # another version of it, or what a transfer that was killed may have left
     giver, taker = source.unit(du), target.unit(du)
-    moves = [Move(e.name, giver.child(e.name), taker.child(e.name), e.nbytes, e) for e in manifest.files]
+    moves = [
+        Move(e.name, giver.child(e.name), taker.child(e.name), e.nbytes, e, may_delegate=may_delegate)
+        for e in manifest.files
+    ]
 
     def complete(entries: Iterable[FileEntry]) -> Manifest:
         copied = Manifest(du, tuple(entries), manifest.created, manifest.producer)

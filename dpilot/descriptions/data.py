@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dpilot.descriptions import parsers as p
-from dpilot.descriptions.table import Description, key
+from dpilot.descriptions.table import Description, key, refusal
 
 __all__ = ["DataUnitDescription", "DataUnitSpec", "PilotDataDescription", "StoreSpec"]
 
@@ -42,6 +42,8 @@ class PilotDataDescription(Description[StoreSpec], spec=StoreSpec):
     """
 
     def _finish(self, spec: StoreSpec) -> StoreSpec:
+        if spec.userkey is not None and spec.url.partition("://")[0].lower() not in ("sftp", "ssh"):
+            raise refusal("userkey", spec.userkey, f"is a key for ssh, and {spec.url} is not reached by ssh")
         path = None if spec.storage_options or spec.userkey else p.local_path(spec.url)
         return spec if path is None else replace(spec, url=f"file://{path}")
 
@@ -55,9 +57,20 @@ class DataUnitSpec:
     replicas: int = key(p.count, "how many stores shall hold it", names=("number_of_replicas",), default=1)
     datacenter: str | None = key(p.label, "label of the place to keep it in", names=(_DATACENTER,))
     machine: str | None = key(p.label, "label of the machine to keep it on", names=(_MACHINE,))
+    storage_options: Mapping[str, Any] = key(
+        p.options, "what fsspec needs to reach file_urls; credentials belong here", default=dict, secret=True
+    )
     register: bool = key(p.flag, "use the files where they lie, without a copy", default=False)
+    checksums: bool = key(p.flag, "read files that are registered once, to know their checksums", default=False)
     name: str | None = key(p.unit_name, "for people to read")
 
 
 class DataUnitDescription(Description[DataUnitSpec], spec=DataUnitSpec):
     """A set of files: a dict with attribute access. Without ``file_urls`` it is empty, for compute units to fill."""
+
+    def _finish(self, spec: DataUnitSpec) -> DataUnitSpec:
+        if spec.register and not (spec.file_urls or spec.file_url_patterns):
+            raise refusal("register", True, "needs files that are there already; name them in file_urls")
+        if spec.checksums and not spec.register:
+            raise refusal("checksums", True, "goes with register: files that are copied always have checksums")
+        return spec

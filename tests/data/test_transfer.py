@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dpilot.data import FileEntry, Manifest, Source, Store, copy_unit, download, expand_sources, upload
+from dpilot.data import FileEntry, Manifest, Source, Store, copy_unit, download, expand_sources, upload, verify
 from dpilot.data.moves import OnBytes
 from dpilot.errors import ChecksumError, DataError, ManifestError, StagingError, StoreError
 from tests.data.conftest import ODD_NAMES, MakeStore, content, left, plant, put, read_files, sources, write_files
@@ -199,7 +199,7 @@ def test_corruption_is_found_and_named(make_store: MakeStore, tmp_path: Path, pl
     manifest = put(one, "du-1", tmp_path / "in", {"good": b"1", "bad": b"1" * 1000})
     plant(one, "du-1", "bad", planted)
     with pytest.raises(ChecksumError, match=problem) as caught:
-        copy_unit(one, two, manifest)
+        copy_unit(one, two, manifest, may_delegate=False)
     assert caught.value.name == "bad"
     for text in ("'bad'", one.url_for("du-1", "bad"), two.url_for("du-1", "bad")):
         assert text in str(caught.value)
@@ -208,6 +208,26 @@ def test_corruption_is_found_and_named(make_store: MakeStore, tmp_path: Path, pl
         download(one, manifest, tmp_path / "out")
     assert str(tmp_path / "out" / "bad") in str(caught.value)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("make_store", ["sftp", pytest.param("s3", marks=pytest.mark.s3)], indirect=True)
+def test_a_service_with_both_ends_copies_by_itself(make_store: MakeStore, tmp_path: Path) -> None:
+    one, two = make_store(), make_store()
+    files = {"good": b"1", "bad": b"1" * 1000, "large": bytes(PART + 1)} | odd_files(one)
+    manifest = put(one, "du-1", tmp_path / "in", files)
+    plant(one, "du-1", "bad", b"9" * 1000)
+    moved: list[int] = []
+    assert copy_unit(one, two, manifest, on_bytes=moved.append) == manifest
+    assert sum(moved) == manifest.nbytes
+    # Nobody looked at the bytes; whoever does, will find it.
+    assert [problem.name for problem in verify(two, manifest)] == ["bad"]
+    with pytest.raises(ChecksumError, match="'bad'"):
+        download(two, manifest, tmp_path / "out")
+    plant(one, "du-1", "bad", b"9" * 999)
+    two.remove("du-1")
+    with pytest.raises(ChecksumError, match="has 999 bytes"):
+        copy_unit(one, two, manifest)
+    assert left(two) == set()
 
 
 def test_corruption_within_a_large_file_is_found(store: Store, tmp_path: Path) -> None:
