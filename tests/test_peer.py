@@ -7,8 +7,11 @@ import hashlib
 import os
 import pickle
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import dask
@@ -388,6 +391,42 @@ def test_replicas_of_machines_that_do_not_see_each_other(grid: Grid, tmp_path: P
     a.remove_du(data)
     assert not (grid.network.sites["a"] / "store" / data.id).exists()
     grid.run("a", "test -s in.bin", input_data=[data])
+
+
+def test_files_that_are_registered_where_they_lie(grid: Grid, tmp_path: Path) -> None:
+    there = grid.network.sites["a"] / "mine"
+    (there / "sub").mkdir(parents=True)
+    content = Path(write(there / "in.bin")).read_bytes()
+    (there / "sub" / "b.txt").write_text("b\n")
+    grid.pilot("a"), grid.pilot("b")
+    code = """
+        import pickle, sys
+        from dpilot.data import expand_sources
+        from dpilot.data.registered import Registered
+        sources = expand_sources([sys.argv[1] + "/"])
+        store = Registered.of("du-000000000001", sources, datacenter="lab-a", machine="host-a")
+        print(pickle.dumps(store).hex())
+        """
+    command = grid.network.at("a", sys.executable, "-c", dedent(code), str(grid.network.data / "mine"))
+    made = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    store = pickle.loads(bytes.fromhex(made.stdout))
+    session, id = grid.cds._session, store.manifest.du
+    request = {"id": id, "description": {"name": None, "replicas": 1, "datacenter": None, "machine": None}}
+    session.call(
+        "add_data", owner=grid.cds.id, client="", requests=[{**request, "registered": (store, store.manifest)}]
+    )
+    data = DataUnit(session.url(id))
+    target = data.export(tmp_path / "export")
+    assert (target / "in.bin").read_bytes() == content
+    assert (target / "sub" / "b.txt").read_text() == "b\n"
+    digest = hashlib.sha256(content).hexdigest()
+    grid.run("b", f"sha256sum in.bin | grep {digest}", input_data=[data])
+    ((_, reached),) = data._replicas()
+    with pytest.raises(StoreError, match=r"cannot write .*: it is no place in a store of this machine"):
+        reached.unit(id).child("in.bin").write([b"x"])
+    with pytest.raises(StoreError, match="cannot remove"):
+        reached.unit(id).child("in.bin").remove()
+    assert (there / "in.bin").read_bytes() == content
 
 
 def test_a_shared_directory_is_linked(grid: Grid, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from distributed.protocol.serialize import to_serialize
 
 from dpilot.data import Store, check_name
 from dpilot.data.local import LocalLocation
+from dpilot.data.location import Location
 from dpilot.data.manifest import check_unit
 from dpilot.data.names import MANIFEST, MARKER, TEMPORARY, is_within
 from dpilot.errors import PilotError, StoreError
@@ -31,7 +32,7 @@ __all__ = ["Host"]
 _T = TypeVar("_T")
 
 #: What may be done with any place, and what only with those in a data unit.
-_LOOKS = frozenset({"ages", "exists", "nbytes", "read_bytes", "sizes", "subdirectories", "version"})
+_LOOKS = frozenset({"ages", "exists", "read_bytes", "size", "sizes", "subdirectories", "version"})
 _CHANGES = frozenset({"prune", "remove", "remove_tree", "write_bytes"})
 
 _THREADS = 4
@@ -96,7 +97,7 @@ class Host:
         except OSError as error:
             return bad(StoreError(f"{what}: {error.strerror or error}"))
 
-    def _find(self, id: str, place: str, change: bool = False) -> LocalLocation:
+    def _find(self, id: str, place: str, change: bool = False) -> Location:
         """The place, if it is one that is served."""
         stores = self._stores.get(id)
         if not stores:
@@ -108,18 +109,16 @@ class Host:
         if name not in ("", MANIFEST):
             check_name(name)
         found = root.child(place) if place else root
-        assert isinstance(found, LocalLocation)
         if change and place in ("", MARKER):
             raise StoreError(f"{found.url} is not in a data unit: it cannot be changed from elsewhere", url=found.url)
-        if not is_within(found.local, Path(root.path)):
+        # Of files that are registered where they lie, any other root knows each by its name.
+        if isinstance(root, LocalLocation) and not is_within(Path(found.path), root.local):
             raise StoreError(f"{found.url} leads out of its store by a link; remove the link", url=found.url)
         return found
 
     def _call(self, what: str, id: str, place: str, details: dict[str, Any]) -> Any:
         if what not in _LOOKS | _CHANGES:
             raise StoreError(f"{what!r} is nothing that can be done with files from elsewhere")
-        if what == "nbytes":
-            return self._nbytes(id, place)
         found = self._find(id, place, what in _CHANGES)
         if what == "prune":
             details = {"root": self._find(id, "")}
@@ -127,13 +126,9 @@ class Host:
 
     def _read(self, id: str, place: str, start: int, nbytes: int) -> memoryview:
         found = self._find(id, place)
-        with found.errors("read"), found.local.open("rb", buffering=0) as file:
-            return memoryview(os.pread(file.fileno(), nbytes, start))
-
-    def _nbytes(self, id: str, place: str) -> int:
-        found = self._find(id, place)
-        with found.errors("read"):
-            return found.local.stat().st_size
+        with found.errors("read"), found.local.open("rb", buffering=0) if found.local else found.open() as file:
+            file.seek(start)
+            return memoryview(file.read(nbytes))
 
     async def _write(self, comm: Comm, id: str, place: str, mode: int) -> dict[str, Any]:
         """Take a file in pieces, each of which is answered when it is on the disk, or why it is not."""
@@ -169,7 +164,9 @@ class Host:
 class _Upload:
     """A file that is being written under a temporary name."""
 
-    def __init__(self, target: LocalLocation, mode: int) -> None:
+    def __init__(self, target: Location, mode: int) -> None:
+        if not isinstance(target, LocalLocation):
+            raise StoreError(f"cannot write {target.url}: it is no place in a store of this machine", url=target.url)
         self._target = target
         self._temporary = target.local.with_name(f"{TEMPORARY}-{uuid.uuid4().hex}")
         self._file = -1

@@ -157,6 +157,10 @@ class PeerLocation(Location):
 
     def read(self, nbytes: int | None) -> Iterator[bytes | memoryview]:
         """The bytes of a file in pieces."""
+        if nbytes is not None and nbytes < _CHUNK:
+            if chunk := self.read_range(0, nbytes + 1):
+                yield chunk
+            return
         message = {"op": HANDLER, "what": "read", "store": self.store_id, "place": self.path, "nbytes": _CHUNK}
         with self._line("read") as line:
             asked, ended = 0, False
@@ -191,12 +195,15 @@ class PeerLocation(Location):
 
     def open(self, mode: str = "rb") -> IO[Any]:
         """Open a file to be read: ``"rb"`` for bytes, ``"r"`` for text in UTF-8."""
-        size: int = self._call("read", "nbytes")
-        return self._as(io.BufferedReader(_PeerFile(self, size), _BUFFER), mode)
+        return self._as(io.BufferedReader(_PeerFile(self, self.size()), _BUFFER), mode)
 
     def version(self) -> str:
         """What differs once the file has been changed."""
         return str(self._call("read", "version"))
+
+    def size(self) -> int:
+        """How many bytes the file has."""
+        return int(self._call("read", "size"))
 
     # ------------------------------------------------------------------ directories
 

@@ -12,7 +12,7 @@ import os
 import pickle
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from distributed import Security
@@ -157,13 +157,13 @@ class Wire:
     async def _request(self, address: str, message: dict[str, Any]) -> Any:
         comm, used = await self._connect(address)
         try:
-            answer = await _ask(comm, message)
+            answer = await _exchange(comm, [message])
         except OSError:
             if not used:
                 raise
             # It was closed by the other side while nobody used it, which is no news of the other side as it is now.
             comm, _ = await self._connect(address, afresh=True)
-            answer = await _ask(comm, message)
+            answer = await _exchange(comm, [message])
         self._keep(address, comm)
         return answer
 
@@ -203,6 +203,7 @@ class Line:
         self._address = address
         self._comm = comm
         self._extra = 0
+        self._unsent: list[dict[str, Any]] = []
         self.under_way = 0
 
     @property
@@ -220,13 +221,17 @@ class Line:
         return False
 
     def send(self, **message: Any) -> None:
-        """Send a message. What it refers to must stay as it is until the answer is there."""
+        """Send a message, at the latest with the next :meth:`receive`.
+
+        What it refers to must stay as it is until the answer is there.
+        """
         self.under_way += 1
-        self._wire._run(_write(self._comm, message))
+        self._unsent.append(message)
 
     def receive(self) -> Any:
         """The answer to the first message that has none yet; raises as :meth:`Wire.request`."""
-        answer = self._wire._run(_read(self._comm))
+        unsent, self._unsent = self._unsent, []
+        answer = self._wire._run(_exchange(self._comm, unsent))  # in one go: the loop is in another thread
         self.under_way -= 1
         if self._extra:
             self._extra -= 1
@@ -249,25 +254,15 @@ class Line:
             self._wire._in_loop(self._wire._keep, self._address, self._comm)
 
 
-async def _write(comm: Comm, message: Any) -> None:
+async def _exchange(comm: Comm, messages: Iterable[Any]) -> Any:
+    """Send messages, and receive one."""
     try:
-        await comm.write(message)
-    except BaseException:
-        comm.abort()
-        raise
-
-
-async def _read(comm: Comm) -> Any:
-    try:
+        for message in messages:
+            await comm.write(message)
         return await comm.read()
     except BaseException:
         comm.abort()
         raise
-
-
-async def _ask(comm: Comm, message: Any) -> Any:
-    await _write(comm, message)
-    return await _read(comm)
 
 
 def _value(answer: Any) -> Any:
