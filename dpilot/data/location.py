@@ -23,7 +23,7 @@ import fsspec
 from dpilot.data.retry import may_pass
 from dpilot.errors import PilotError, StoreError, StoreFullError
 
-__all__ = ["CHUNK", "CREDENTIALS", "SECRET_QUERY", "Chunks", "Location", "joined", "redacted"]
+__all__ = ["CHUNK", "CREDENTIALS", "SECRET_QUERY", "SMALL", "Chunks", "Location", "joined", "redacted"]
 
 #: Before the "@" of a URL: user:password (not host:port; a key may have slashes), or a lone key where no user name
 #: is ever meant. container@account of Azure and user@host of ssh are no secrets.
@@ -45,6 +45,8 @@ _MAX_PARTS = 9_000  # S3 takes 10,000
 _VERSION = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "modified", "created")
 #: What they tell of when: a datetime, or seconds since the epoch.
 _CHANGED = ("mtime", "LastModified", "last_modified", "modified", "created")
+#: The most that :meth:`Location.read_bytes` reads; a manifest of a million files takes some 150 MB.
+SMALL = 256 * 1024 * 1024
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 Chunks = Iterable[bytes | memoryview]
@@ -156,13 +158,29 @@ class Location:
     # ------------------------------------------------------------------ whole files
 
     def read_bytes(self) -> bytes | None:
-        """What a small file holds; None if there is no file."""
+        """What a small file holds; None if there is no file.
+
+        Raises
+        ------
+        StoreError
+            If it has more than 256 MiB: it comes from outside, and must not fill the memory.
+        """
         with self.errors("read"):
             try:
-                # A range, though open, spares S3 the question how large the object is.
-                return bytes(self.fs.cat_file(self.path, start=0, end=None))
+                # A range spares S3 the question how large the object is.
+                return self._small(bytes(self.fs.cat_file(self.path, start=0, end=SMALL + 1)))
             except FileNotFoundError:
                 return None
+            except OSError as error:
+                # S3 has no range of an empty object.
+                if error.errno == errno.EINVAL and self.fs.info(self.path)["size"] == 0:
+                    return b""
+                raise
+
+    def _small(self, data: bytes) -> bytes:
+        if len(data) > SMALL:
+            raise StoreError(f"cannot read {self.url}: it has more than {SMALL} bytes, so it is not ours", url=self.url)
+        return data
 
     def write_bytes(self, data: bytes, *, exclusive: bool = False) -> None:
         """Write a small file at once; if `exclusive`, leave one alone that is there already."""

@@ -11,7 +11,7 @@ from typing import Any
 import fsspec
 from fsspec.asyn import sync
 
-from dpilot.data.location import CHUNK, Chunks, Location, joined
+from dpilot.data.location import CHUNK, SMALL, Chunks, Location, joined
 from dpilot.data.names import TEMPORARY
 
 __all__ = ["SFTP", "SftpLocation"]
@@ -41,6 +41,15 @@ class SftpLocation(Location):
 
     def _stream(self) -> Any:
         return self.fs.open(self.path, "rb")  # in blocks as large as the server takes, many under way
+
+    def read_bytes(self) -> bytes | None:
+        """What a small file holds; None if there is no file."""
+        with self.errors("read"):
+            try:
+                with self.fs.open(self.path, "rb") as file:
+                    return self._small(file.read(SMALL + 1))
+            except FileNotFoundError:
+                return None
 
     def write_bytes(self, data: bytes, *, exclusive: bool = False) -> None:
         """Write a small file at once; if `exclusive`, leave one alone that is there already."""

@@ -76,6 +76,37 @@ def test_damage_is_found_and_named(make_store: MakeStore, tmp_path: Path) -> Non
     assert [p.problem for p in verify(other, manifest)] == ["is not there"] * 4
 
 
+def test_a_manifest_that_would_fill_the_memory_is_not_read(tmp_path: Path, sshd: Sshd) -> None:
+    local = Store(tmp_path / "store").open()
+    put(local, DU, tmp_path / "one", {"a": b"abc"})
+    path = tmp_path / "store" / DU / ".dpilot-manifest.json"
+    path.chmod(0o644)
+    os.truncate(path, 2**40)
+    for store in (local, Store(sshd.url(tmp_path / "store"), sshd.storage_options).open()):
+        with pytest.raises(StoreError, match=r"manifest.json: it has more than 268435456 bytes"):
+            store.find_manifest(DU)
+
+
+def test_small_files(make_store: MakeStore) -> None:
+    place = make_store().root.child("x")
+    assert place.read_bytes() is None
+    for data in (b"", b"abc", b"ab"):
+        place.write_bytes(data)
+        assert place.read_bytes() == data
+        assert (place.size(), place.exists()) == (len(data), True)
+    before = place.version()
+    assert place.version() == before
+    place.write_bytes(b"abcdef")
+    assert place.version() != before
+    place.write_bytes(b"other", exclusive=True)
+    assert place.read_bytes() == b"abcdef"
+    place.remove()
+    place.remove()
+    for look in (place.version, place.size):
+        with pytest.raises(StoreError, match="there is no such file"):
+            look()
+
+
 # ---------------------------------------------------------------------- leftovers
 
 
