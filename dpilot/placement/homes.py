@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dpilot.placement.lines import Line
 from dpilot.placement.places import Place
 from dpilot.placement.policy import Policy
-from dpilot.placement.topology import Distance
+from dpilot.placement.topology import Distance, Site
 from dpilot.placement.views import InputView
 
 __all__ = ["choose", "named"]
 
+_ANYWHERE = Site()
 #: Places that cost so little more than the best one count as equally good, in seconds.
 _EQUAL_S = 1e-6
 #: A line has no more homes than this: a unit of any of them is taken from all.
@@ -67,6 +68,8 @@ def choose(
     if pool.is_flat:
         return ([pool.root] if pool.root.could_until(need, until) else []), []
     able = [place for place in named(line, views) if place.could_until(need, until)]
+    if len(able) > 1 and len(views) == 1 and line.request.site == _ANYWHERE:
+        return _nearest(views[0], able)
     if not able:
         if not pool.root.could_until(need, until):
             return [], []
@@ -83,6 +86,14 @@ def choose(
     homes = [place for place in homes if place.parent not in homes]
     others = [place for place in able if place not in homes]
     return homes, [(_missing(views, place), place) for place in others]
+
+
+def _nearest(view: InputView, able: Sequence[Place]) -> tuple[list[Place], list[tuple[float, Place]]]:
+    """The same for lines that read one data unit: how far it is tells all."""
+    machines = [place for place in able if place.site.machine is not None]
+    if not machines:
+        return list(able[:_MOST_HOMES]), []
+    return machines[:_MOST_HOMES], [(float(view.nbytes), place) for place in able if place.site.machine is None]
 
 
 def _missing(views: Sequence[InputView], place: Place) -> float:

@@ -93,8 +93,10 @@ class _Link:
     __slots__ = (
         "actual_s",
         "alone",
+        "as_of",
         "capacity",
         "distance",
+        "expected",
         "last_told",
         "latency_s",
         "n",
@@ -111,6 +113,8 @@ class _Link:
         self.capacity: float | None = None
         self.latency_s: float | None = None
         self.transfers = 0
+        self.as_of = -1
+        self.expected = 0.0, 0.0  # seconds of a file and of a byte with nothing else on the link, as of that many news
         self.last_told = 0.0
         self.n = 0
         self.ratio = 1.0
@@ -143,6 +147,7 @@ class Links:
         self.bandwidth_bytes_per_s = dict(bandwidth_bytes_per_s or _BANDWIDTH_BYTES_PER_S)
         self.latency_s = dict(latency_s or _LATENCY_S)
         self.version = 0
+        self._news = 0
         self._links: dict[tuple[str | None, str | None, bool], _Link] = {}
         self._between: dict[tuple[Site, Site], _Link] = {}
         self._assumed = self._assume()
@@ -205,6 +210,7 @@ class Links:
                 link.capacity = max(link.capacity, seen)
             self.bandwidth_bytes_per_s[link.distance] = _mean(self.bandwidth_bytes_per_s[link.distance], seen)
             self._assumed = self._assume()
+        self._news += 1
         now = self._seconds(link, LEAST_TELLING_NBYTES * 16, 1, 1)
         if not link.last_told / _NOTABLE <= now <= link.last_told * _NOTABLE:
             link.last_told = now
@@ -253,9 +259,12 @@ class Links:
             As if nothing else was on the link; else beside what is on it now.
         """
         link = self._between.get((source, target)) or self._link(source, target)
-        if link.alone is not None and link.latency_s is not None and (alone or not link.transfers):
-            return link.latency_s * n_files + nbytes / link.alone
-        return self._seconds(link, nbytes, n_files, 1 if alone else link.transfers + 1)
+        if link.transfers and not alone:
+            return self._seconds(link, nbytes, n_files, link.transfers + 1)
+        if link.as_of != self._news:
+            link.as_of, link.expected = self._news, (self._latency(link), 1 / self._rate(link, 1))
+        file_s, byte_s = link.expected
+        return file_s * n_files + nbytes * byte_s
 
     def table(self) -> list[LinkRow]:
         """What is known of every link that was used or stated, by name."""

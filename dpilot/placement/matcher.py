@@ -366,10 +366,6 @@ class Matcher:
         """The pools that units were submitted to."""
         return self._pools.values()
 
-    def pools_of(self, pilot: Pilot) -> list[Pool]:
-        """Those of them that a pilot belongs to."""
-        return [pool for pool in self._pools.values() if pilot.name in pool.root.pilots]
-
     def views(self, request: Request) -> list[InputView]:
         """The inputs of a request as they are now."""
         inputs = self.inputs
@@ -558,12 +554,10 @@ class Matcher:
         """The pilots that a decision was about, as they are now: all of a few, or some of many."""
         if len(self._pilots) <= _MOST_ROWS:
             return [pilot.view(now) for pilot in self._pilots.values()]
-        pilots = {chosen: None}
-        half = _MOST_ROWS // 2
-        home = line.queues[0].place
-        pilots.update(dict.fromkeys(islice(home.pilots.values(), half - 1)))
-        pilots.update(dict.fromkeys(islice(line.pool.root.open_pilots(), half)))
-        return [pilot.view(now) for pilot in pilots]
+        home = line.queues[0].place.pilots
+        views = [pilot.view(now) for pilot in islice(home.values(), _MOST_ROWS - 1) if pilot is not chosen]
+        views.append(chosen.view(now))
+        return views
 
     def _told(
         self,

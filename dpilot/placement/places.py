@@ -129,7 +129,7 @@ class Pilot:
         place.pilots[self.name] = self
         place.slots += self.declared
         place.backlog_s += self._counted_s
-        place.forget()
+        place.reconsider()
 
     def leave(self, place: Place) -> None:
         """Belong to a place no more."""
@@ -137,19 +137,19 @@ class Pilot:
         del place.pilots[self.name]
         place.slots -= self.declared
         place.backlog_s = max(0.0, place.backlog_s - self._counted_s) if place.pilots else 0.0
-        place.forget()
+        place.reconsider()
 
     def declare(self, slots: int) -> bool:
-        """Have so many slots, and what memory and GPUs its workers have. Returns whether that is news."""
+        """Have so many slots, and what memory and GPUs its workers have. Returns whether units may have other homes."""
         largest = self.slots.largest() if self.slots.workers else self.stated
         if slots == self.declared and largest == (self.memory_nbytes, self.gpus):
             return False
         for place in self.places:
             place.slots += slots - self.declared
-            place.forget()
         self.declared = slots
         self.memory_nbytes, self.gpus = largest
-        return True
+        news = [place.reconsider() for place in self.places]  # each of them, also after the first that is
+        return any(news)
 
 
 _Entry = tuple[bool, float, str, int, Pilot]
@@ -259,9 +259,10 @@ class Place:
             until is None or any(p.lasts(until) and p.could(need) for p in self.pilots.values())
         )
 
-    def forget(self) -> None:
-        """Its pilots have changed: nothing is known of what they could do."""
-        self._could.clear()
+    def reconsider(self) -> bool:
+        """Its pilots have changed. Returns whether that makes a difference to any need that was asked for."""
+        before, self._could = self._could, {}
+        return any(self.could(need) != answer for need, answer in before.items())
 
     # -- what waits for it
 
@@ -320,7 +321,6 @@ class Pool:
         self.zones: dict[str | None, Place] = {}  # by datacenter
         self.machines: dict[str, list[Place]] = {}
         self.version = 0  # another one whenever lines may have other homes
-        self.epoch = 0  # another one whenever a pilot has room that its own lines do not take
         self.ends = False  # whether any of its pilots has an end
         self.busy: list[tuple[float, int, Queue]] = []  # a heap: queues that cannot be served, the longest first
         self.due: list[tuple[float, int, Queue]] = []  # a heap: when their patience ends

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 __all__ = ["Spill"]
 
 #: How many of the longest queues are looked at, and of how many it is worked out what moving would bring.
-_MOST_SEEN, _MOST_TRIED = 16, 4
+_MOST_SEEN, _MOST_TRIED = 16, 2
 #: How many lines a pilot with a free slot looks at of those that have some of their inputs where it is.
 _MOST_VISITS = 2
-#: Of how many datacenters, or pilots if there are more datacenters, one is sought that takes a unit.
-_MOST_CHOICES = 8
+#: In a pool of no more datacenters each of them is looked at to take a unit; else so many pilots.
+_MOST_ZONES, _MOST_CHOICES = 8, 4
 #: By what part a queue must have grown before it is worked out anew whether moving pays.
 _NOTABLE = 1.02
 
@@ -68,15 +68,13 @@ class Spill:
 
     def spill(self, changed: Sequence[Pilot], bindings: list[Binding], now: float, most: int) -> float | None:
         """Give away what should be, until there are `most` bindings. Returns in how many seconds to look again."""
-        for pilot in changed:
-            if pilot.slots.has_room(0.0):
-                for pool in self._matcher.pools_of(pilot):
-                    pool.epoch += 1
-                self._welcome(pilot, bindings, now, most)
+        fresh = [pilot for pilot in changed if pilot.slots.has_room(0.0)]
+        for pilot in fresh:
+            self._welcome(pilot, bindings, now, most)
         rechecks = []
         for pool in self._matcher.pools:
             if pool.due and pool.root.has_room():
-                self._relieve(pool, bindings, now, most)
+                self._relieve(pool, fresh, bindings, now, most)
                 self._give_up(pool, bindings, now, most)
                 if pool.due and pool.root.has_room():
                     rechecks.append(max(0.0, pool.due[0][0] - now))
@@ -120,7 +118,7 @@ class Spill:
 
     # -- the longest queues
 
-    def _relieve(self, pool: Pool, bindings: list[Binding], now: float, most: int) -> None:
+    def _relieve(self, pool: Pool, fresh: Sequence[Pilot], bindings: list[Binding], now: float, most: int) -> None:
         matcher, busy = self._matcher, pool.busy
         aside: list[tuple[float, int, Queue]] = []
         tried = 0
@@ -140,13 +138,15 @@ class Spill:
                 queue.key_s = tail_s
                 heapq.heapreplace(busy, (-tail_s, queue.number, queue))
                 continue
-            moment = pool.epoch + matcher.policy.links.version
-            if queue.refused is not None and queue.refused[0] == moment and tail_s <= queue.refused[1] * _NOTABLE:
+            moment = matcher.policy.links.version + matcher.transit.ended
+            known = queue.refused is not None and queue.refused[0] == moment and tail_s <= queue.refused[1] * _NOTABLE
+            if known and not fresh:
                 aside.append(heapq.heappop(busy))
                 continue
             tried += 1
             views = matcher.views(head.line.request)
-            cost_s, pilot = self._elsewhere(head, views, queue, now)
+            # Where it was not worth the way a moment ago, it is not now: only what has room since is looked at.
+            cost_s, pilot = self._elsewhere(head, views, queue, now, fresh[:_MOST_CHOICES] if known else None)
             if pilot is not None and cost_s < self._worth_s(head, views, queue):
                 bindings.append(matcher.bind(head, pilot, now))
                 tried = 0
@@ -208,28 +208,41 @@ class Spill:
         return home_s + queue.place.tail_s(matcher.runtimes) - matcher.runtimes.expected_s(request.kind)
 
     def _elsewhere(
-        self, head: Waiting, views: Sequence[InputView], queue: Queue, now: float
+        self,
+        head: Waiting,
+        views: Sequence[InputView],
+        queue: Queue,
+        now: float,
+        among: Sequence[Pilot] | None = None,
     ) -> tuple[float, Pilot | None]:
-        """The pilot with room where a unit costs least, and what it costs there."""
-        matcher, pool, home = self._matcher, queue.pool, queue.place
-        places = dict.fromkeys(named(head.line, views))
-        if home.parent is not None and home.parent is not pool.root:
-            places[home.parent] = None
-        if len(pool.zones) <= _MOST_CHOICES:
-            places.update(dict.fromkeys(pool.zones.values()))
-        pilots = [
-            taker
-            for place in places
-            if place.has_room() and (taker := matcher.taker(place, head, None, now)) is not None
-        ]
-        if len(pool.zones) > _MOST_CHOICES:
-            some = islice(pool.root.open_pilots(), _MOST_CHOICES)
-            pilots += [pilot for pilot in some if self._may_take(pilot, head, now)]
-        if not pilots and (any_one := matcher.taker(pool.root, head, None, now)) is not None:
-            pilots = [any_one]
+        """The pilot with room where a unit costs least (`among`: of these), and what it costs there."""
+        if among is None:
+            pilots = self._choices(head, views, queue, now)
+        else:
+            pilots = [pilot for pilot in among if self._may_take(pilot, head, now)]
         costs = [
             (self._cost_s(head, views, pilot.site, now), pilot.load, pilot.name, pilot)
             for pilot in dict.fromkeys(pilots)
         ]
         cost_s, _, _, pilot = min(costs, default=(0.0, 0.0, "", None))
         return cost_s, pilot
+
+    def _choices(self, head: Waiting, views: Sequence[InputView], queue: Queue, now: float) -> list[Pilot]:
+        """Pilots with room that a unit may be taken to: one of each place that may be the cheapest."""
+        matcher, pool, home = self._matcher, queue.pool, queue.place
+        places = dict.fromkeys(named(head.line, views))
+        if home.parent is not None and home.parent is not pool.root:
+            places[home.parent] = None
+        if len(pool.zones) <= _MOST_ZONES:
+            places.update(dict.fromkeys(pool.zones.values()))
+        pilots = [
+            taker
+            for place in places
+            if place.has_room() and (taker := matcher.taker(place, head, None, now)) is not None
+        ]
+        if len(pool.zones) > _MOST_ZONES:
+            some = islice(pool.root.open_pilots(), _MOST_CHOICES)
+            pilots += [pilot for pilot in some if self._may_take(pilot, head, now)]
+        if not pilots and (any_one := matcher.taker(pool.root, head, None, now)) is not None:
+            pilots = [any_one]
+        return pilots

@@ -29,6 +29,7 @@ class Transit:
 
     def __init__(self, links: Links) -> None:
         self._links = links
+        self.ended = 0  # transfers that are on no link any more
         self._ways: dict[tuple[str, Site], _Way] = {}
         self._of: dict[str, list[tuple[str, Site]]] = {}
 
@@ -65,6 +66,7 @@ class Transit:
             way.units -= 1
             if not way.units:
                 del self._ways[key]
+                self.ended += 1
                 self._links.end(way.source, key[1])
 
     def left_s(self, du: str, site: Site, now: float) -> float | None:
