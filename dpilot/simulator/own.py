@@ -55,7 +55,8 @@ class Dpilot:
     def pilot_expected(self, pilot: int) -> None:
         """It starts: its slots are declared."""
         spec = self._pilots[pilot]
-        self.matcher.add_pilot(spec.id, spec.site, spec.slots)
+        ends_s = None if spec.walltime_s is None else spec.arrives_s + spec.walltime_s
+        self.matcher.add_pilot(spec.id, spec.site, spec.slots, ends_at=ends_s)
 
     def pilot_came(self, pilot: int) -> None:
         """Its workers join."""
@@ -113,10 +114,8 @@ class Dpilot:
         matching = self.matcher.match(now)
         bindings = []
         for binding in matching.bindings:
-            held = tuple((int(worker), n) for worker, n in self._held(binding.unit, binding.pilot))
+            reservation = self.matcher.held(binding.unit)
+            assert reservation is not None, f"{binding.unit} is bound and holds nothing"
+            held = tuple((int(worker), n) for worker, n in reservation.slots)
             bindings.append(Binding(self._unit_numbers[binding.unit], self._pilot_numbers[binding.pilot], held))
         return Orders(bindings, recheck_s=matching.recheck_s)
-
-    def _held(self, unit: str, pilot: str) -> tuple[tuple[str, int], ...]:
-        """The slots that the matcher has reserved for a unit: at several workers if it is wide."""
-        return self.matcher._pilots[pilot].slots.reservations[unit].slots
