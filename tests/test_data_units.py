@@ -28,7 +28,7 @@ from dpilot import (
 )
 from tests.helpers import LONG_S, Gate, eventually, reach
 from tests.services import S3
-from tests.units import hold_and_read
+from tests.units import hold_and_read, read_one
 
 pytestmark = pytest.mark.cluster
 
@@ -449,6 +449,58 @@ def test_a_unit_reads_the_next_replica_when_one_is_lost(
     assert reader.wait(LONG_S) == "Done", reader.exception()
     eventually(lambda: (directory / unit.id / "a.txt").exists(), "the replica is repaired")
     assert (directory / unit.id / "a.txt").read_text() == "content\n"
+
+
+# ------------------------------------------------------------------ files that stay where they are
+
+
+def test_files_are_registered_where_they_lie(
+    cds: ComputeDataService, pilot: PilotCompute, new_store: NewStore, tmp_path: Path
+) -> None:
+    path = Path(write(tmp_path / "lab" / "a.txt"))
+    data = cds.submit_data_unit({"file_urls": [f"{tmp_path}/lab/"], "register": True})
+    assert data.wait(LONG_S) == "Running"
+    assert data.list_pilot_data() == []
+    assert data.list()["a.txt"]["local"] == str(path)
+    reader = cds.submit(read_one, data)
+    assert reader.result(LONG_S) == "content\n"
+    assert rows(cds, data, "upload") == []
+    store = new_store("b")
+    store.put_du(data)  # a replica of its own, with checksums
+    assert (tmp_path / "b" / data.id / "a.txt").read_text() == "content\n"
+    assert [pd.id for pd in data.list_pilot_data()] == [store.id]
+    with pytest.raises(DataError):
+        data.add_files([write(tmp_path / "more.txt")])
+    store.remove_du(data)
+    assert path.read_text() == "content\n"
+
+
+def test_a_registered_file_that_was_changed_is_not_served(
+    cds: ComputeDataService, pilot: PilotCompute, tmp_path: Path
+) -> None:
+    path = Path(write(tmp_path / "a.txt"))
+    data = cds.submit_data_unit({"file_urls": [path], "register": True, "checksums": True})
+    assert data.verify(timeout=LONG_S) == {pd: [] for pd in data._on}
+    path.write_text("CONTENT\n")
+    ((problem,),) = data.verify(timeout=LONG_S).values()
+    assert "register" in problem
+    path.write_text("another size")
+    reader = cds.submit(read_one, data)
+    assert reader.wait(LONG_S) == "Failed"
+    assert "register" in str(reader.exception())
+
+
+@pytest.mark.s3
+def test_objects_are_registered_where_they_lie(
+    cds: ComputeDataService, pds: PilotDataService, pilot: PilotCompute, s3: S3, tmp_path: Path
+) -> None:
+    bucket = s3.bucket()
+    far = pds.create_pilot({"service_url": f"s3://{bucket}/far", "storage_options": s3.storage_options})
+    away = put(far, tmp_path)
+    url = f"s3://{bucket}/far/{away.id}/a.txt"
+    data = cds.submit_data_unit({"file_urls": [url], "storage_options": s3.storage_options, "register": True})
+    assert cds.submit(read_one, data).result(LONG_S) == "content\n"
+    assert list(data.list()) == ["a.txt"]
 
 
 # ------------------------------------------------------------------ another session

@@ -31,8 +31,14 @@ def hold(gate: str, log: str | None = None, name: str = "") -> tuple[float, floa
 def hold_and_read(gate: str, data: Any) -> str:
     """Read the one file of a data unit, once the gate is open."""
     hold(gate)
+    return read_one(data)
+
+
+def read_one(data: Any) -> str:
+    """Read the one file of a data unit."""
     (name,) = data.files
-    return str(data.open(name, "r").read())
+    with data.open(name, "r") as file:
+        return str(file.read())
 
 
 def work(seconds: float) -> tuple[float, float]:

@@ -145,6 +145,15 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.files)
 
+    def agrees_with(self, other: Manifest) -> bool:
+        """Whether both are of the same files, as far as can be known: a checksum may be missing in one of them."""
+        if self.names != other.names:
+            return False
+        pairs = zip(self.files, other.files, strict=True)
+        return all(
+            a.nbytes == b.nbytes and (a.checksum == b.checksum or None in (a.checksum, b.checksum)) for a, b in pairs
+        )
+
     def merged(self, other: Manifest) -> Manifest:
         """The manifest with the files of a later one of the same unit, which replace those of the same name.
 

@@ -70,9 +70,10 @@ class Catalogue:
 
         `is_counted`: whether its bytes are in what is known to be used of the store.
         """
-        for other in [other for other in data.replicas if other != pd and data.manifest != manifest]:
-            self.drop_replica(data, other)
-            data.busy[other] = None  # to be made anew, from this one
+        if data.manifest is not None and not manifest.agrees_with(data.manifest):
+            for other in [other for other in data.replicas if other != pd]:
+                self.drop_replica(data, other)
+                data.busy[other] = None  # to be made anew, from this one
         store = self._records.stores[pd]
         before = data.manifest.nbytes if data.manifest is not None and pd in data.replicas else 0
         if not is_counted:
@@ -130,9 +131,9 @@ class Catalogue:
         owners = {owner, *getattr(record, "members", ())}
         return [s for s in self._records.stores.values() if s.owner in owners and not s.life.state.is_final]
 
-    def place(self, pd: str) -> Place:
-        """A store as it travels."""
-        return self.transfers.place(self._records.stores[pd])
+    def place(self, pd: str, asks: str | None = None) -> Place:
+        """A store as it travels to a worker, or to a client."""
+        return self.transfers.place(self._records.stores[pd], asks)
 
     def reserve(self, data: DataRecord, stores: Collection[str], nbytes: int) -> None:
         """Set room aside for a data unit, on all of the stores or on none."""
@@ -222,7 +223,7 @@ class Catalogue:
             data.to_fetch = None
         elif transfer.kind == "upload" and data.to_fetch is not None:
             self.fetch(data, transfer.target, data.to_fetch)
-        if transfer.kind == "copy" and data.manifest != value:
+        if transfer.kind == "copy" and data.manifest is not None and not value.agrees_with(data.manifest):
             self._copy(data, transfer.target)  # files were added or removed meanwhile
             return
         self.unreserve(data, [transfer.target])
@@ -309,7 +310,9 @@ class Catalogue:
                 data.is_written = True
                 self._records.data[manifest.du] = data
                 self._readers.advance(data, State.Pending)
-            elif data.life.state.is_final or (data.replicas and data.manifest != manifest):
+            elif data.life.state.is_final or (
+                data.replicas and data.manifest is not None and not manifest.agrees_with(data.manifest)
+            ):
                 logger.warning("%s has another version of %s than is known; it is left alone", pd, manifest.du)
                 continue
             self.add_replica(data, pd, manifest, is_counted=self._records.stores[pd].store.nbytes_limit is not None)

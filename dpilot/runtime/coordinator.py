@@ -288,18 +288,12 @@ class Coordinator:
                 raise InputError(f"data unit {du} has lost its replicas since {record.id} was placed")
             stores = [self._store(pd) for pd in data.replicas]
             stores.sort(key=lambda store: (self.matcher.policy.links.rank(store.site, pilot.site), store.id))
-            rows = [
-                Replica(
-                    s.id, self.catalogue.place(s.id), int(s.site.distance(pilot.site)), _may_link(s.site, pilot.site)
-                )
-                for s in stores
-            ]
-            answer[du] = (data.manifest, rows)
+            answer[du] = (data.manifest, [self._replica(store, pilot.site, record.worker) for store in stores])
         return answer
 
-    def _replica(self, store: StoreRecord, site: Site) -> Replica:
+    def _replica(self, store: StoreRecord, site: Site, worker: str | None) -> Replica:
         distance = int(store.site.distance(site))
-        return Replica(store.id, self.catalogue.place(store.id), distance, _may_link(store.site, site))
+        return Replica(store.id, self.catalogue.place(store.id, worker), distance, _may_link(store.site, site))
 
     def _tell_begun(self) -> None:
         begun, self._begun = self._begun, []

@@ -15,7 +15,7 @@ from typing import IO, Any, TypeVar
 
 from distributed.protocol.serialize import to_serialize
 
-from dpilot.data import Store
+from dpilot.data import Registered, Store
 from dpilot.data.location import Chunks, Location, joined
 from dpilot.errors import PilotError, StoreError
 from dpilot.runtime.adapter import HANDLER
@@ -44,6 +44,8 @@ def reachable(place: Place, scheduler: str) -> Store:
     store = place.store
     if store.root.local is None or store.store_id is None or store.is_visible():
         return store
+    if place.host is None and isinstance(store, Registered):
+        return store  # which says what is wrong: its files may have been changed
     root = PeerLocation("file", store.url, "", store_id=store.store_id, host=place.host, scheduler=scheduler)
     return store.through(root)
 
@@ -151,7 +153,9 @@ class PeerLocation(Location):
         self._call("write", "write_bytes", data=data, exclusive=exclusive)
 
     def read_range(self, start: int, nbytes: int) -> memoryview:
-        """Part of a file; shorter than `nbytes`, or empty, where the file ends before."""
+        """Part of a file; shorter where the file ends before."""
+        if nbytes > _CHUNK:
+            return memoryview(b"".join(self._pieces(start, start + nbytes)))
         data: memoryview = self._ask("read", "read", start=start, nbytes=nbytes)
         return data
 
@@ -161,18 +165,23 @@ class PeerLocation(Location):
             if chunk := self.read_range(0, nbytes + 1):
                 yield chunk
             return
-        message = {"op": HANDLER, "what": "read", "store": self.store_id, "place": self.path, "nbytes": _CHUNK}
+        # One byte more than there should be, so that a file which is longer is seen to be.
+        yield from self._pieces(0, None if nbytes is None else nbytes + 1)
+
+    def _pieces(self, start: int, stop: int | None) -> Iterator[memoryview]:
+        """The bytes of a file from `start`, as far as `stop` or its end."""
+        message = {"op": HANDLER, "what": "read", "store": self.store_id, "place": self.path}
         with self._line("read") as line:
-            asked, ended = 0, False
+            ended = False
             while True:
-                # One byte more than there should be, so that a file which is longer is seen to be.
-                while not ended and (nbytes is None or asked <= nbytes) and line.claim():
-                    line.send(**message, start=asked)
-                    asked += _CHUNK
+                while not ended and (stop is None or start < stop) and line.claim():
+                    nbytes = _CHUNK if stop is None else min(_CHUNK, stop - start)
+                    line.send(**message, start=start, nbytes=nbytes)
+                    start += nbytes
                 if not line.under_way:
                     return
                 chunk = line.receive()
-                ended |= len(chunk) < _CHUNK
+                ended |= not chunk  # a short one may be the last that was asked for
                 if chunk:
                     yield chunk
 

@@ -251,10 +251,12 @@ class Transfers:
             assert transfer.sources is not None
             if not self._choose_mover(transfer, data, [target]):
                 return None
-            return Fetch(transfer.du, transfer.sources, self.place(target), transfer.nbytes or None)
+            return Fetch(transfer.du, transfer.sources, self.place(target, transfer.mover), transfer.nbytes or None)
         assert data.manifest is not None
         if transfer.kind == "verify":
-            return Verify(data.manifest, self.place(target)) if self._choose_mover(transfer, data, [target]) else None
+            if not self._choose_mover(transfer, data, [target]):
+                return None
+            return Verify(data.manifest, self.place(target, transfer.mover))
         return self._assign_copy(transfer, data, data.manifest, target)
 
     def _assign_copy(self, transfer: Transfer, data: DataRecord, manifest: Manifest, target: StoreRecord) -> Job | None:
@@ -270,15 +272,16 @@ class Transfers:
                     source.site, target.site, manifest.nbytes, len(manifest.files)
                 )
                 room = target.reserved.get(data.id)
-                return Copy(manifest, self.place(source), self.place(target), room, transfer.afresh)
+                places = self.place(source, transfer.mover), self.place(target, transfer.mover)
+                return Copy(manifest, *places, room, transfer.afresh)
         return None
 
     def _has_room(self, store: StoreRecord) -> bool:
         return self._at_store[store.id] < self._per_store
 
-    def place(self, store: StoreRecord) -> Place:
-        """A store, with a worker that serves it where it is local to a machine."""
-        return Place(store.store, min(store.hosts, default=None))
+    def place(self, store: StoreRecord, asks: str | None = None) -> Place:
+        """A store, with a worker that serves it where it is local to a machine: the one that asks, if it sees it."""
+        return Place(store.store, asks if asks in store.hosts else min(store.hosts, default=None))
 
     def _choose_mover(self, transfer: Transfer, data: DataRecord, stores: list[StoreRecord]) -> bool:
         """Choose the worker nearest to the first of the stores, then to the others; or a client if there is none."""

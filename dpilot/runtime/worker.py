@@ -200,7 +200,9 @@ class UnitPlugin(WorkerPlugin):
 
     def reach(self, place: Place) -> Store:
         """A store in this process: itself, or through the worker that sees it."""
-        return reachable(place, adapter.scheduler_of(self.worker))
+        if place.host == self.worker.address:  # if it does not see it any more, it can say why
+            return place.store
+        return reachable(place, self.scheduler)
 
     @cached_property
     def carrier(self) -> Carrier:
@@ -213,12 +215,22 @@ class UnitPlugin(WorkerPlugin):
         if "carrier" in self.__dict__:
             self.carrier.close()
 
+    @property
+    def labels(self) -> tuple[str | None, str | None]:
+        """Datacenter and machine of this worker."""
+        tags = dict(name.split(":", 1) for name in self.worker.state.total_resources if ":" in name)
+        return tags.get("datacenter"), tags.get("machine")
+
+    @property
+    def scheduler(self) -> str:
+        """Contact address of the scheduler."""
+        return adapter.scheduler_of(self.worker)
+
     @cached_property
     def cache(self) -> Cache:
         """The cache of this site's machine, beside the sandboxes unless the configuration names a place."""
         root = Path(config.get("data.cache-directory") or Path(self.directory) / ".dpilot-cache")
-        tags = dict(name.split(":", 1) for name in self.worker.state.total_resources if ":" in name)
-        site = "@".join(quote(tags.get(label, ""), safe="") for label in ("datacenter", "machine"))
+        site = "@".join(quote(label or "", safe="") for label in self.labels)
         return Cache(root / (site.strip("@") or "here"), config.nbytes("data.cache-size"))
 
     @property

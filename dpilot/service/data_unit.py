@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dpilot.data import Manifest, Source, Store, download, expand_sources
+from dpilot.data import Manifest, Registered, Source, Store, download, expand_sources
 from dpilot.descriptions import DataUnitDescription, DataUnitSpec
 from dpilot.errors import DataError, DescriptionError, PilotError, StateError
 from dpilot.runtime.jobs import Fetch, terms
@@ -98,8 +98,9 @@ class DataUnit(Handle):
         answers = session.call("add_data", owner=owner, client=session.client.id, requests=requests)
         with session.changed:
             for (unit, _), (chosen, _) in zip(new, answers, strict=True):
-                unit._coming = unit._coming or chosen
-                unit._enter_early(State.Pending)
+                if unit._life.state is State.New:  # no event has come yet, which would say more
+                    unit._coming = chosen
+                    unit._enter_early(State.Pending)
         for (unit, plan), (_, upload) in zip(new, answers, strict=True):
             if upload is not None:
                 session.carrier.start(unit._upload, plan.own, upload)
@@ -217,7 +218,7 @@ class DataUnit(Handle):
         DataError
             If a source is not there, or the unit has a file of that name already.
         """
-        own, others = _split(expand_sources(file_urls))
+        own, others = _split(expand_sources(file_urls, storage_options))
         self._manifest()
         with self._session.changed:
             self._error = None
@@ -418,10 +419,8 @@ class _Plan:
         spec: DataUnitSpec = DataUnitDescription.of(description).validate()
         self.spec = spec
         self.name = spec.name
-        sources = expand_sources([*spec.file_urls, *spec.file_url_patterns])
-        if spec.register:
-            raise DescriptionError("register True: not yet", field="register", value=True)
-        self.own, self.others = _split(sources)
+        self.sources = expand_sources([*spec.file_urls, *spec.file_url_patterns], spec.storage_options)
+        self.own, self.others = _split(self.sources)
 
     def request(self, id: str) -> dict[str, Any]:
         """What the scheduler is asked."""
@@ -432,6 +431,11 @@ class _Plan:
             "datacenter": spec.datacenter,
             "machine": spec.machine,
         }
+        if spec.register:
+            store = Registered.of(
+                id, self.sources, checksums=spec.checksums, datacenter=spec.datacenter, machine=spec.machine
+            )
+            return {"description": description, "registered": (store, store.manifest)}
         return {"description": description, "n_own": len(self.own), "nbytes": _nbytes(self.own), "sources": self.others}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dpilot.data import Store
+from dpilot.data import Registered, Store
 from dpilot.descriptions import PilotDataDescription, StoreSpec, check_coordination_url
 from dpilot.errors import ManifestError, UnknownObjectError
 from dpilot.runtime.session import Session
@@ -66,7 +66,7 @@ class PilotData(Handle):
     @property
     def is_registered(self) -> bool:
         """Whether it is no store, but stands for files that were registered where they lie."""
-        return False
+        return isinstance(self._store, Registered)
 
     @property
     def service_url(self) -> str:
