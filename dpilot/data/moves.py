@@ -126,6 +126,8 @@ def _attempt(move: Move, progress: OnBytes) -> FileEntry:
             for chunk in move.source.read(move.nbytes if expected is not None else None):
                 hasher.update(chunk)
                 count += len(chunk)
+                if watched and move.nbytes is not None and count > move.nbytes:
+                    break  # it grows, perhaps faster than it can be read
                 yield chunk
                 progress(len(chunk))
             # Before the target is complete: a file that is wrong never gets its name.
