@@ -14,6 +14,7 @@ __all__ = [
     "DataError",
     "DescriptionError",
     "ExecutableError",
+    "FileMissingError",
     "InputError",
     "ManifestError",
     "PilotError",
@@ -96,6 +97,10 @@ class PlacementError(PilotError):
 
 class DataError(PilotError):
     """Base of the errors about stores, data units and their files."""
+
+
+class FileMissingError(DataError, FileNotFoundError):
+    """There is no data unit, or no file in it, at a ``dpilot://`` URL."""
 
 
 class StoreError(DataError, OSError):

@@ -15,6 +15,7 @@ from textwrap import dedent
 from typing import Any
 
 import dask
+import fsspec
 import pytest
 
 from dpilot import (
@@ -361,6 +362,8 @@ def check_two_machines(grid: Grid, directory: Path) -> None:
     assert not (grid.network.data / "store").exists()
     assert (there / data.id / "in.bin").read_bytes() == source.read_bytes()
     assert data.list()["in.bin"]["local"] is None
+    with fsspec.open(f"{data.get_url()}/in.bin") as file:
+        assert file.read() == source.read_bytes()
     for site in ("a", "b"):
         script = "sha256sum < in.bin > sum.txt; readlink in.bin > link.txt; cp in.bin out.bin"
         unit = grid.run(site, script, input_data=[data], output_data=[{"made": ["*.txt", "out.bin"]}])

@@ -90,6 +90,15 @@ class Cache:
         finally:
             os.close(lock)
 
+    def find(self, manifest: Manifest) -> Path | None:
+        """The directory with the files of a data unit, if it is here now. A file that is opened at once stays open."""
+        entry = self.root / _entry(manifest)
+        try:
+            os.utime(entry)  # it was of use
+        except OSError:
+            return None
+        return entry
+
     def discard(self, manifest: Manifest) -> None:
         """Throw a data unit out, for it is damaged. Who uses it keeps what it has."""
         entry = self.root / _entry(manifest)

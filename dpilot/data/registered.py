@@ -59,6 +59,10 @@ class _File(ReadOnlyLocation):
             yield chunk
         self._check(count)
 
+    def read_range(self, start: int, nbytes: int) -> bytes | memoryview:
+        """Part of the file; shorter where it ends before."""
+        return self.place.read_range(start, nbytes)
+
     def open(self, mode: str = "rb") -> IO[Any]:
         """Open the file to be read."""
         self._check(self.place.size())

@@ -126,9 +126,7 @@ class Host:
 
     def _read(self, id: str, place: str, start: int, nbytes: int) -> memoryview:
         found = self._find(id, place)
-        with found.errors("read"), found.local.open("rb", buffering=0) if found.local else found.open() as file:
-            file.seek(start)
-            return memoryview(file.read(nbytes))
+        return memoryview(found.read_range(start, nbytes))
 
     async def _write(self, comm: Comm, id: str, place: str, mode: int) -> dict[str, Any]:
         """Take a file in pieces, each of which is answered when it is on the disk, or why it is not."""

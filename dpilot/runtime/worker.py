@@ -36,7 +36,7 @@ from dpilot.runtime.staging import Inputs, Staging
 from dpilot.runtime.wire import Wire
 from dpilot.runtime.work import Call, Program, Reference, UnitTask, load_arguments
 
-__all__ = ["PLUGIN", "UnitPlugin", "run_unit", "sandbox"]
+__all__ = ["PLUGIN", "UnitPlugin", "gpus", "run_unit", "sandbox"]
 
 PLUGIN = "dpilot-units"
 #: A result whose pickle is not larger travels with the message of the unit's success.
@@ -127,12 +127,13 @@ class UnitPlugin(WorkerPlugin):
         self.worker = worker
         self.pid = os.getpid()
         self.pilot = next((name[6:] for name in worker.state.total_resources if name.startswith("pilot:")), "")
+        self.has_gpus = "DPILOT_GPUS" in os.environ
         self.runs: dict[str, _Run] = {}
         self._stopped: set[str] = set()  # keys of attempts that were stopped before they began
         self._functions: dict[bytes, Any] = {}
         self._directory: str | None = None
         self._lock = threading.Lock()
-        self._expected: dict[str, bytes] = {}  # where the inputs are of units that are on their way here
+        self._expected: dict[str, dict[str, Any]] = {}  # of units that are on their way here: inputs, GPUs
         self.host = Host()
         adapter.take_orders(worker, self.take_order)
         adapter.answer_requests(worker, self.host.answer)
@@ -150,7 +151,7 @@ class UnitPlugin(WorkerPlugin):
         if what == "stop":
             self.stop(**details)
         elif what == "expect":
-            self._expected[details["unit"]] = details["inputs"]
+            self._expected[details.pop("unit")] = details
         elif what == "reach":
             self._reach(details["id"], pickle.loads(details["store"]))
         elif what == "forget":
@@ -185,6 +186,7 @@ class UnitPlugin(WorkerPlugin):
     def end(self, key: str, run: _Run) -> None:
         """An attempt has ended."""
         run.held.close()
+        self._expected.pop(run.task.id, None)
         with self._lock:
             del self.runs[key]
         if run.reservation is not None:
@@ -233,6 +235,11 @@ class UnitPlugin(WorkerPlugin):
         site = "@".join(quote(label or "", safe="") for label in self.labels)
         return Cache(root / (site.strip("@") or "here"), config.nbytes("data.cache-size"))
 
+    def gpus(self, task: UnitTask) -> tuple[str, ...]:
+        """The names of the devices that are a unit's, as in CUDA_VISIBLE_DEVICES."""
+        own = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        return tuple(own[number] for number in self._expected.get(task.id, {}).get("gpus", ()))
+
     @property
     def directory(self) -> str:
         """The pilot's working directory."""
@@ -242,7 +249,7 @@ class UnitPlugin(WorkerPlugin):
 
     def inputs(self, task: UnitTask) -> Inputs:
         """Where a unit's inputs are: as the scheduler said when it sent the unit."""
-        expected = self._expected.pop(task.id, None)
+        expected = self._expected.get(task.id, {}).get("inputs")
         if expected is None:
             return dict(self.ask("inputs", unit=task.id, pilot=self.pilot))
         return dict(pickle.loads(expected))
@@ -295,6 +302,25 @@ def sandbox() -> Path:
         raise StateError(
             "sandbox() was called outside of a compute unit; call it in a function that a unit runs"
         ) from None
+
+
+def gpus() -> tuple[str, ...]:
+    """The GPUs of the compute unit that runs this, as they are named in ``CUDA_VISIBLE_DEVICES``.
+
+    A program finds that variable set to them; a function, which shares its process with others, asks here.
+
+    Raises
+    ------
+    StateError
+        If no compute unit runs here.
+    """
+    try:
+        run = _current.get()
+    except LookupError:
+        raise StateError(
+            "gpus() was called outside of a compute unit; call it in a function that a unit runs"
+        ) from None
+    return run.plugin.gpus(run.task)
 
 
 def run_unit(task: UnitTask, references: tuple[Reference, ...] = (), *results: Any) -> Any:
@@ -366,6 +392,8 @@ def _work(run: _Run, resolve: dict[Reference, Any]) -> Any:
             "DPILOT_WORK_DIR": str(run.directory()),
             "DPILOT_SLOTS": str(task.request.slots),
         }
+        if plugin.has_gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(plugin.gpus(task))
         program = run.start(task.work, environment)
         program.wait(task.walltime_s, int(config.get("unit.stderr-lines")))
         run.check()
