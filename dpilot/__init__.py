@@ -33,7 +33,7 @@ from dpilot.errors import (
 )
 from dpilot.placement import Decision
 from dpilot.runtime.staging import StagedData
-from dpilot.runtime.worker import sandbox
+from dpilot.runtime.worker import gpus, sandbox
 from dpilot.service import (
     Callback,
     ComputeDataService,
@@ -93,6 +93,7 @@ __all__ = [
     "UnitError",
     "UnknownObjectError",
     "application_id",
+    "gpus",
     "sandbox",
     "version",
 ]

@@ -900,9 +900,9 @@ def test_sizes_that_cannot_be_read(wrong):
         refused(make, field, f"is not a size; write a positive number of {word}, or", **{field: wrong})
 
 
-def test_what_is_not_enforced_yet_is_refused():
-    refused(unit, "memory", "is not enforced yet", memory="1 GB")
-    refused(unit, "gpus", "require that", gpus=1)
+def test_memory_and_gpus():
+    assert unit(memory="1 GB").memory_nbytes == 1_000_000_000
+    assert unit(gpus=1).gpus == 1
     assert unit(gpus=0).gpus == 0
 
 

@@ -47,6 +47,7 @@ class PilotSpec:
     memory_per_worker_nbytes: int | None = key(
         p.nbytes, 'memory of each worker: bytes, or "4 GB"', names=("memory_per_worker",)
     )
+    gpus_per_worker: int = key(p.count_or_0, "GPUs of each worker, which share the node's in order", default=0)
     environment: Mapping[str, str] = key(
         p.environment, "variables for the workers; values may be numbers", default=dict
     )
@@ -136,18 +137,13 @@ class ComputeUnitDescription(Description[ComputeUnitSpec], spec=ComputeUnitSpec)
     """
 
     def _finish(self, spec: ComputeUnitSpec) -> ComputeUnitSpec:
-        for name, given, default, advice in (*_MISFITS[spec.is_callable], *_LATER):
+        for name, given, default, advice in _MISFITS[spec.is_callable]:
             value = getattr(spec, given)
             if value != default:
                 raise refusal(name, self[name], advice)
         return spec
 
 
-# What is not enforced yet is refused, too: a unit that asked for a GPU must not run without one unawares.
-_LATER: list[tuple[str, str, Any, str]] = [
-    ("memory", "memory_nbytes", None, "is not enforced yet; describe a pilot with enough memory_per_worker instead"),
-    ("gpus", "gpus", 0, "are not counted yet; give the machines with GPUs a label, and require that"),
-]
 # What cannot work is refused, not ignored: (key, attribute, its default, what is wrong and what to do instead).
 _MISFITS: dict[bool, list[tuple[str, str, Any, str]]] = {
     False: [

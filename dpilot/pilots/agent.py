@@ -92,6 +92,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--threads", default=1, type=_positive, metavar="T", help="threads (slots) of each worker")
     add("--last-threads", type=_positive, metavar="R", help="threads of the last worker (default: as the others)")
     add("--memory-limit", default="auto", metavar="X", help="of each worker, in bytes or like '4 GB' (default: auto)")
+    add("--gpus", default=0, type=_positive, metavar="G", help="GPUs of each worker, of CUDA_VISIBLE_DEVICES")
     add("--tag", action="append", default=[], metavar="NAME", help="Dask resource of every worker, one per thread")
     add("--working-directory", metavar="DIR", help="where the workers run")
     add("--preload", action="append", default=[], metavar="MODULE", help="import it before the workers are forked")
@@ -106,6 +107,19 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return number
+
+
+def _gpus(needed: int) -> list[str]:
+    """The node's GPUs: those that whoever started the agent left to it, or the first ones."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not needed or given is None:
+        return [str(number) for number in range(needed)]
+    gpus = [gpu for gpu in given.split(",") if gpu]
+    if len(gpus) < needed:
+        sys.exit(
+            f"gpus_per_worker: {needed} GPUs are needed in all, but CUDA_VISIBLE_DEVICES is {given!r}; ask for fewer"
+        )
+    return gpus
 
 
 class _Agent:
@@ -139,6 +153,8 @@ class _Agent:
 
     def _fork_workers(self) -> None:
         workers, threads = self.options.workers, self.options.threads
+        each = self.options.gpus
+        gpus = _gpus(each * workers)
         # No handler may run in a child before the child has put it away.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         for i in range(workers):
@@ -146,6 +162,9 @@ class _Agent:
             nthreads = (i == workers - 1 and self.options.last_threads) or threads
             pid = os.fork()
             if pid == 0:
+                if self.options.gpus:
+                    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[i * each : (i + 1) * each])
+                    os.environ["DPILOT_GPUS"] = str(each)
                 self._become_worker(name, nthreads, mask)
             self.living[pid] = name
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -61,6 +61,8 @@ class LaunchRequest:
         The last worker has fewer where `slots` is no multiple.
     memory_nbytes : int, optional
         Memory of each worker, in bytes; by default the machine's, shared out by threads.
+    gpus_per_worker : int
+        GPUs of each worker: the first has the node's first ones, and so on.
     environment : mapping of str to str
         Variables for the workers and all that they start.
     options : mapping of str to object
@@ -81,6 +83,7 @@ class LaunchRequest:
     working_directory: str
     threads_per_worker: int = 1
     memory_nbytes: int | None = None
+    gpus_per_worker: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, object] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
@@ -176,6 +179,8 @@ def agent_arguments(request: LaunchRequest) -> tuple[str, ...]:
     ]
     if request.memory_nbytes is not None:
         arguments += ["--memory-limit", str(request.memory_nbytes)]
+    if request.gpus_per_worker:
+        arguments += ["--gpus", str(request.gpus_per_worker)]
     # One word each, so that a value may begin with a dash.
     arguments += [f"--tag={tag}" for tag in request.tags]
     arguments += [f"--preload={module}" for module in request.preload]

@@ -485,7 +485,12 @@ class Matcher:
 
     def taker(self, place: Place, waiting: Waiting, queue: Queue | None, now: float) -> Pilot | None:
         """The pilot of a place that should take a unit now; `queue`: the one that it stands in, if that is its home."""
+        first = place.first()
+        if first is None:
+            return None
         request, need = waiting.line.request, waiting.line.need
+        if first.slots.idle and first.reserved is None and first.ends_at is None and need.is_plain:
+            return first
         expected_s = self.runtimes.expected_s(request.kind)
         lasts_s = self.lasts_s(request)
         until = None if lasts_s is None else now + lasts_s
@@ -593,6 +598,7 @@ class Matcher:
             return Decision(unit, None, "waits for a pilot: there is none")
         home = home_of(rows)
         if home is None:
-            return Decision(unit, None, "waits: no pilot can run it", tuple(rows))
+            reasons = "; ".join(f"{row.pilot}: {row.reason}" for row in rows[:3])
+            return Decision(unit, None, f"waits: no pilot can run it ({reasons})", tuple(rows))
         told = tuple(row._replace(verdict="best") if row is home else row for row in rows)
         return Decision(unit, None, f"waits for a slot of {home.pilot}", told)

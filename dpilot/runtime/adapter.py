@@ -43,6 +43,7 @@ __all__ = [
     "is_executing",
     "is_running",
     "is_status_change",
+    "memory_nbytes",
     "on_events",
     "on_lost",
     "on_refused",
@@ -197,6 +198,11 @@ def worker_tags(scheduler: Scheduler, address: str) -> tuple[dict[str, str], int
     state = scheduler.workers[address]
     tags = dict(name.split(":", 1) for name in state.resources if ":" in name)
     return tags, state.nthreads
+
+
+def memory_nbytes(scheduler: Scheduler, address: str) -> int | None:
+    """How much memory a worker may use, in bytes; None: as much as it likes."""
+    return scheduler.workers[address].memory_limit or None
 
 
 def is_running(scheduler: Scheduler, address: str) -> bool:

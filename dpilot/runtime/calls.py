@@ -98,7 +98,13 @@ class Calls(DataCalls):
         """A pilot is about to be started."""
         record = PilotRecord(id, owner, time.time(), {client}, details)
         self.records.pilots[id] = record
-        self.matcher.add_pilot(id, record.site, record.slots)
+        self.matcher.add_pilot(
+            id,
+            record.site,
+            record.slots,
+            memory_nbytes=details["memory_per_worker_nbytes"],
+            gpus=details["gpus_per_worker"],
+        )
         self.advance(record, State.Pending)
         self._pools()
 
@@ -178,7 +184,7 @@ class Calls(DataCalls):
         record = self._unit(id)
         if record.decision is not None and (record.worker is not None or record.life.state.is_final):
             return record.decision
-        return self.matcher.explain(id) or Decision(id, None, self._why(record))
+        return self.matcher.explain(id, time.time()) or Decision(id, None, self._why(record))
 
     def _why(self, record: UnitRecord) -> str:
         if record.life.state.is_final:

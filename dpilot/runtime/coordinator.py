@@ -12,6 +12,7 @@ import pickle
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from dask.typing import Key
@@ -272,13 +273,17 @@ class Coordinator:
             self._recheck = self._loop.call_later(matching.recheck_s, self._match_soon)
 
     def _announce(self, record: UnitRecord, pilot: str, worker: str) -> None:
-        """Tell a worker where a unit's inputs are, ahead of the unit: so that it need not ask."""
+        """Tell a worker where a unit's inputs are, and which GPUs are the unit's, ahead of the unit."""
+        message: dict[str, Any] = {}
         if record.request.inputs:
-            try:
-                inputs = pickle.dumps(self._inputs(record, self._pilot(pilot)))
-            except PilotError:
-                return  # it will ask, and be told this
-            adapter.order(self.scheduler, worker, {"what": "expect", "unit": record.id, "inputs": inputs})
+            with suppress(PilotError):  # it will ask, and be told
+                message["inputs"] = pickle.dumps(self._inputs(record, self._pilot(pilot)))
+        if record.request.gpus:
+            held = self.matcher.held(record.id)
+            assert held is not None
+            message["gpus"] = held.shares[0].gpus
+        if message:
+            adapter.order(self.scheduler, worker, {"what": "expect", "unit": record.id, **message})
 
     def _inputs(self, record: UnitRecord, pilot: PilotRecord) -> Inputs:
         answer = {}

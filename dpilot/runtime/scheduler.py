@@ -114,7 +114,9 @@ class PilotPlugin(Calls, SchedulerPlugin):
             return
         pilot.workers.add(worker)
         self._pilot_at[worker] = pilot.id
-        self.matcher.add_worker(pilot.id, worker, threads)
+        memory_nbytes = adapter.memory_nbytes(scheduler, worker)
+        gpus = pilot.details["gpus_per_worker"]
+        self.matcher.add_worker(pilot.id, worker, threads, memory_nbytes=memory_nbytes, gpus=gpus)
         self._status_changed(worker)
 
     def log_event(self, topic: str, msg: Any) -> None:
@@ -134,6 +136,7 @@ class PilotPlugin(Calls, SchedulerPlugin):
         if is_open and pilot.life.state is State.Pending:
             self.advance(pilot, State.Running)
             if pilot.walltime_s is not None:
+                self.matcher.set_end(pilot.id, time.time() + pilot.walltime_s)
                 self._loop.call_later(pilot.walltime_s, self._out_of_time, pilot)
         self._match_soon()
 

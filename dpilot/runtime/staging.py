@@ -75,6 +75,9 @@ class Attempt(Protocol):
     def check(self, _nbytes: int = 0) -> None:
         """Raise if the unit was canceled."""
 
+    def inputs(self) -> Inputs:
+        """Where the unit's inputs are."""
+
     def terms(self) -> dict[str, Any]:
         """The terms of a transfer that ends when the unit is canceled."""
 
@@ -91,9 +94,6 @@ class Host(Protocol):
     @property
     def cache(self) -> Cache:
         """The machine's cache."""
-
-    def inputs(self, task: UnitTask) -> Inputs:
-        """Where a unit's inputs are."""
 
     def reach(self, place: Place) -> Store:
         """A store in this process."""
@@ -149,7 +149,7 @@ class Staging:
         began = time.time()
         for source, target in task.transfers:
             fetch(source, directory / target, on_bytes=self._run.check)
-        inputs = self._host.inputs(task) if task.request.inputs else {}
+        inputs = self._run.inputs() if task.request.inputs else {}
         for du, (manifest, replicas) in inputs.items():
             self._run.check()
             own = du not in task.staged

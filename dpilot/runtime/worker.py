@@ -50,6 +50,7 @@ class _Run:
         self.task = task
         self.plugin = plugin
         self.program: RunningProgram | None = None
+        self.expected: dict[str, Any] = {}  # what the scheduler said of it, ahead of it
         self.canceled = threading.Event()
         self.reservation: str | None = None  # what the scheduler holds for it since it was stopped
         self.held = ExitStack()  # what it uses of the machine's cache
@@ -70,6 +71,17 @@ class _Run:
         """Raise if the unit was canceled; transfers call it for every chunk."""
         if self.canceled.is_set():
             raise UnitCanceledError(f"{self.task.id} was canceled")
+
+    def inputs(self) -> Inputs:
+        """Where its inputs are: as the scheduler said when it sent the unit."""
+        if "inputs" in self.expected:
+            return dict(pickle.loads(self.expected["inputs"]))
+        return dict(self.plugin.ask("inputs", unit=self.task.id, pilot=self.plugin.pilot))
+
+    def gpus(self) -> tuple[str, ...]:
+        """The names of the devices that are its own, as in CUDA_VISIBLE_DEVICES."""
+        all_gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        return tuple(all_gpus[number] for number in self.expected.get("gpus", ()))
 
     def terms(self) -> dict[str, Any]:
         """The terms of a transfer for this unit, which ends when the unit is canceled."""
@@ -182,11 +194,11 @@ class UnitPlugin(WorkerPlugin):
                 self._stopped.discard(key)
                 raise UnitCanceledError(f"{run.task.id} was canceled before it began")
             self.runs[key] = run
+            run.expected = self._expected.pop(run.task.id, {})
 
     def end(self, key: str, run: _Run) -> None:
         """An attempt has ended."""
         run.held.close()
-        self._expected.pop(run.task.id, None)
         with self._lock:
             del self.runs[key]
         if run.reservation is not None:
@@ -235,24 +247,12 @@ class UnitPlugin(WorkerPlugin):
         site = "@".join(quote(label or "", safe="") for label in self.labels)
         return Cache(root / (site.strip("@") or "here"), config.nbytes("data.cache-size"))
 
-    def gpus(self, task: UnitTask) -> tuple[str, ...]:
-        """The names of the devices that are a unit's, as in CUDA_VISIBLE_DEVICES."""
-        own = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        return tuple(own[number] for number in self._expected.get(task.id, {}).get("gpus", ()))
-
     @property
     def directory(self) -> str:
         """The pilot's working directory."""
         if self._directory is None:
             self._directory = str(self.ask("pilot_directory", pilot=self.pilot))
         return self._directory
-
-    def inputs(self, task: UnitTask) -> Inputs:
-        """Where a unit's inputs are: as the scheduler said when it sent the unit."""
-        expected = self._expected.get(task.id, {}).get("inputs")
-        if expected is None:
-            return dict(self.ask("inputs", unit=task.id, pilot=self.pilot))
-        return dict(pickle.loads(expected))
 
     def ask(self, call: str, **arguments: Any) -> Any:
         """Ask the scheduler's plugin."""
@@ -315,12 +315,11 @@ def gpus() -> tuple[str, ...]:
         If no compute unit runs here.
     """
     try:
-        run = _current.get()
+        return _current.get().gpus()
     except LookupError:
         raise StateError(
             "gpus() was called outside of a compute unit; call it in a function that a unit runs"
         ) from None
-    return run.plugin.gpus(run.task)
 
 
 def run_unit(task: UnitTask, references: tuple[Reference, ...] = (), *results: Any) -> Any:
@@ -393,7 +392,7 @@ def _work(run: _Run, resolve: dict[Reference, Any]) -> Any:
             "DPILOT_SLOTS": str(task.request.slots),
         }
         if plugin.has_gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(plugin.gpus(task))
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(run.gpus())
         program = run.start(task.work, environment)
         program.wait(task.walltime_s, int(config.get("unit.stderr-lines")))
         run.check()

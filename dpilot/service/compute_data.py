@@ -40,6 +40,8 @@ _UNIT_KEYS = (
     "priority",
     "name",
     "walltime",
+    "memory",
+    "gpus",
 )
 
 
@@ -184,8 +186,8 @@ class ComputeDataService(Handle):
             Its arguments. A data unit among them arrives as a :class:`StagedData`, a compute unit or Dask future
             as its result, also inside lists and other objects. The keyword arguments ``input_data``, ``input_mode``,
             ``output_data``, ``empty_output``, ``affinity_datacenter_label``, ``affinity_machine_label``, ``affinity``,
-            ``number_of_processes``, ``retries``, ``priority``, ``name`` and ``walltime`` are the unit's, as in its
-            description.
+            ``number_of_processes``, ``memory``, ``gpus``, ``retries``, ``priority``, ``name`` and ``walltime`` are the
+            unit's, as in its description.
 
         Returns
         -------
@@ -196,7 +198,7 @@ class ComputeDataService(Handle):
         return self.submit_compute_unit({"executable": function, "args": args, "kwargs": kwargs, **description})
 
     def _check(self, request: Request, name: str) -> None:
-        what = (request.slots, request.site, request.require)
+        what = (request.slots, request.site, request.require, request.memory_nbytes, request.gpus, request.walltime_s)
         able = self._feasible.get(what)
         if able is None or able.state.is_final:
             self._feasible[what] = check_feasible(request, name, self.list_pilot_compute())

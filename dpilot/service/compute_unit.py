@@ -264,6 +264,9 @@ class Submission:
             spec.affinity == "require",
             self.pilot,
             inputs,
+            spec.memory_nbytes or 0,
+            spec.gpus,
+            spec.walltime_s,
         )
         self.check(request, spec.name or kind)
         id_ = new_id("cu")

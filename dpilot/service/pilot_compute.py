@@ -13,7 +13,7 @@ from dpilot.data import fetch
 from dpilot.descriptions import PilotComputeDescription, PilotSpec, check_coordination_url
 from dpilot.errors import PilotError, PlacementError, StateError
 from dpilot.pilots.launcher import Launcher, LaunchRequest, RunningPilot, launcher_for
-from dpilot.placement import Request, Site
+from dpilot.placement import PilotView, Request, Site, feasible
 from dpilot.runtime.session import Session
 from dpilot.service.compute_unit import ComputeUnit, Submission
 from dpilot.service.handle import Handle
@@ -47,6 +47,7 @@ class PilotCompute(Handle):
         self._units: dict[str, ComputeUnit] = {}
         self.slots: int = snapshot["slots"]
         self.site = Site(snapshot["datacenter"], snapshot["machine"])
+        self._capacity = _capacity(snapshot["id"], snapshot)
 
     @classmethod
     def _create(cls, session: Session, owner: str, spec: PilotSpec, launcher: Launcher) -> PilotCompute:
@@ -71,7 +72,10 @@ class PilotCompute(Handle):
             "datacenter": spec.datacenter,
             "machine": spec.machine,
             "walltime_s": spec.walltime_s,
+            "memory_per_worker_nbytes": spec.memory_per_worker_nbytes,
+            "gpus_per_worker": spec.gpus_per_worker,
         }
+        self._capacity = _capacity(self.id, details)
         self._register("add_pilot", State.Pending, owner=owner, details=details)
         labels = (("datacenter", spec.datacenter), ("machine", spec.machine))
         request = LaunchRequest(
@@ -81,6 +85,7 @@ class PilotCompute(Handle):
             working_directory=directory,
             threads_per_worker=threads,
             memory_nbytes=spec.memory_per_worker_nbytes,
+            gpus_per_worker=spec.gpus_per_worker,
             environment=spec.environment,
             options=spec.launcher_options,
             tags=(f"pilot:{self.id}", *(f"{what}:{label}" for what, label in labels if label)),
@@ -223,20 +228,32 @@ def check_feasible(request: Request, name: str, pilots: list[PilotCompute]) -> P
         return None
     reasons = []
     for pilot in there:
-        missed = request.site.missed_by(pilot.site) if request.require else None
-        if missed:
-            reasons.append(f"{pilot.id}: {missed}")
-        elif request.slots > pilot.slots:
-            reasons.append(f"{pilot.id}: it has {pilot.slots} slots")
-        else:
+        reason = feasible(request, pilot._capacity)
+        if reason is None:
             return pilot
-    labels = f", with the labels {request.site} required" if request.require else ""
+        reasons.append(f"{pilot.id}: {reason}")
+    asks = [f"number_of_processes {request.slots}"]
+    if request.memory_nbytes:
+        asks.append(f"memory {request.memory_nbytes:,}")
+    if request.gpus:
+        asks.append(f"gpus {request.gpus}")
+    if request.walltime_s is not None:
+        asks.append(f"walltime {request.walltime_s / 60:g}")
+    if request.require:
+        asks.append(f"the labels {request.site} required")
     raise PlacementError(
-        f"no pilot can run {name!r}, which asks for number_of_processes {request.slots}{labels} "
-        f"({'; '.join(reasons[:5])}); ask for less, or create a pilot that can run it first",
+        f"no pilot can run {name!r}, which asks for {', '.join(asks)} ({'; '.join(reasons[:5])}); ask for less, or "
+        "create a pilot that can run it first",
         field="number_of_processes",
         value=request.slots,
     )
+
+
+def _capacity(id: str, details: Mapping[str, Any]) -> PilotView:
+    """What a pilot can run at most, by its description."""
+    site, slots = Site(details["datacenter"], details["machine"]), details["slots"]
+    memory_nbytes, gpus = details["memory_per_worker_nbytes"], details["gpus_per_worker"]
+    return PilotView(id, site, slots, slots, 0.0, memory_nbytes, gpus, details["walltime_s"])
 
 
 class PilotComputeService(Handle):

@@ -226,6 +226,6 @@ def test_waiting_is_explained():
     m.add_pilot("eu", EU, 1)
     assert m.explain("u").reason == "waits for a slot of eu"
     submit(m, "wide", slots=3)
-    assert m.explain("wide").reason == "waits: no pilot can run it"
+    assert m.explain("wide").reason == "waits: no pilot can run it (eu: 3 slots are needed, it has 1)"
     assert m.explain("wide").rows[0].reason == "3 slots are needed, it has 1"
     assert m.explain("other") is None
