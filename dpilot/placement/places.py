@@ -33,6 +33,11 @@ class Need(NamedTuple):
     gpus: int
     site: Site | None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether any idle slot will do."""
+        return self[:3] == (1, 0, 0) and self.site is None
+
     @classmethod
     def of(cls, request: Request) -> Need:
         """What a request cannot do without."""
@@ -240,6 +245,10 @@ class Place:
             heapq.heappush(room, entry)
         return found
 
+    def first(self) -> Pilot | None:
+        """The least loaded pilot that has any room."""
+        return self._room[0][4] if self.has_room() else None
+
     def open_pilots(self) -> Iterator[Pilot]:
         """The pilots that have any room, roughly the least loaded first."""
         for entry in self._room:
@@ -322,6 +331,7 @@ class Pool:
         self.machines: dict[str, list[Place]] = {}
         self.version = 0  # another one whenever lines may have other homes
         self.ends = False  # whether any of its pilots has an end
+        self.settled: int | None = None  # when it was seen last that no queue has anything worth its way
         self.busy: list[tuple[float, int, Queue]] = []  # a heap: queues that cannot be served, the longest first
         self.due: list[tuple[float, int, Queue]] = []  # a heap: when their patience ends
 

@@ -109,6 +109,7 @@ class PilotSlots:
         self.idle = 0  # of those, the ones that no unit holds
         self.backlog_s = 0.0
         self._joined = 0
+        self._sizes: dict[tuple[int | None, int], int] = {}  # memory and GPUs -> how many workers have as much
         # Workers with so many slots -> a heap of those that have any room, and what is out of date. Of workers with as
         # many slots the least loaded has the most room, so that the first of each heap tells of all.
         self._by_load: dict[int, list[_Standing]] = {}
@@ -120,6 +121,7 @@ class PilotSlots:
         self._joined += 1
         worker = _Worker(address, self._joined, slots, memory_nbytes, gpus, memory_nbytes or 0, list(range(gpus)))
         self.workers[address] = worker
+        self._sizes[memory_nbytes, gpus] = self._sizes.get((memory_nbytes, gpus), 0) + 1
         self.total += slots
         self.open += slots
         self.idle += slots
@@ -151,6 +153,10 @@ class PilotSlots:
             else:
                 self._shrink(unit, reservation, address)
         del self.workers[address]
+        size = worker.memory_nbytes, worker.gpus
+        self._sizes[size] -= 1
+        if not self._sizes[size]:
+            del self._sizes[size]
         self.total -= worker.slots
         self.open -= worker.slots * worker.is_open
         self.idle -= worker.idle
@@ -200,9 +206,9 @@ class PilotSlots:
 
     def largest(self) -> tuple[int | None, int]:
         """The memory of its largest worker (None: not known), and the GPUs of the one that has most of them."""
-        memory = [worker.memory_nbytes for worker in self.workers.values()]
+        memory = [nbytes for nbytes, _ in self._sizes]
         known = [nbytes for nbytes in memory if nbytes is not None]
-        gpus = max((worker.gpus for worker in self.workers.values()), default=0)
+        gpus = max((gpus for _, gpus in self._sizes), default=0)
         return (max(known) if known and len(known) == len(memory) else None), gpus
 
     def _least_loaded(self, expected_s: float) -> _Worker | None:

@@ -53,6 +53,7 @@ class Spill:
         if queue.key_s is None or tail_s > queue.key_s * _NOTABLE:
             queue.key_s = tail_s
             heapq.heappush(pool.busy, (-tail_s, queue.number, queue))
+            pool.settled = None
         if queue.due is None:
             self._set_due(queue, self._still_since(queue, head) + self._matcher.policy.prefer_wait_s)
 
@@ -104,7 +105,8 @@ class Spill:
         if queue.place.parent is None or not self._may_take(pilot, head, now):
             return False
         views = matcher.views(line.request)
-        return self._cost_s(head, views, pilot.site, now) < self._worth_s(head, views, queue)
+        tail_s = queue.place.tail_s(matcher.runtimes)
+        return self._cost_s(head, views, pilot.site, now) < self._worth_s(head, views, queue, tail_s)
 
     def _may_take(self, pilot: Pilot, head: Waiting, now: float) -> bool:
         matcher, request = self._matcher, head.line.request
@@ -121,6 +123,9 @@ class Spill:
     def _relieve(self, pool: Pool, fresh: Sequence[Pilot], bindings: list[Binding], now: float, most: int) -> None:
         matcher, busy = self._matcher, pool.busy
         aside: list[tuple[float, int, Queue]] = []
+        moment = matcher.policy.links.version + matcher.transit.ended
+        if pool.settled == moment and not fresh:
+            return
         tried = 0
         while busy and len(aside) < _MOST_SEEN and tried < _MOST_TRIED and len(bindings) < most:
             entry = busy[0]
@@ -138,16 +143,18 @@ class Spill:
                 queue.key_s = tail_s
                 heapq.heapreplace(busy, (-tail_s, queue.number, queue))
                 continue
-            moment = matcher.policy.links.version + matcher.transit.ended
             known = queue.refused is not None and queue.refused[0] == moment and tail_s <= queue.refused[1] * _NOTABLE
             if known and not fresh:
                 aside.append(heapq.heappop(busy))
                 continue
             tried += 1
             views = matcher.views(head.line.request)
-            # Where it was not worth the way a moment ago, it is not now: only what has room since is looked at.
-            cost_s, pilot = self._elsewhere(head, views, queue, now, fresh[:_MOST_CHOICES] if known else None)
-            if pilot is not None and cost_s < self._worth_s(head, views, queue):
+            worth_s = self._worth_s(head, views, queue, tail_s)
+            # What has room since just now comes first: where it was not worth the way a moment ago, it hardly is now.
+            cost_s, pilot = self._elsewhere(head, views, queue, now, fresh[:_MOST_CHOICES]) if fresh else (0.0, None)
+            if not known and (pilot is None or cost_s >= worth_s):
+                cost_s, pilot = self._elsewhere(head, views, queue, now)
+            if pilot is not None and cost_s < worth_s:
                 bindings.append(matcher.bind(head, pilot, now))
                 tried = 0
                 if not pool.root.has_room():
@@ -159,6 +166,7 @@ class Spill:
                 if queue.due is None or due > queue.due:
                     self._set_due(queue, due)
             aside.append(heapq.heappop(busy))
+        pool.settled = moment if len(bindings) < most else None
         for entry in aside:
             heapq.heappush(busy, entry)
 
@@ -201,11 +209,11 @@ class Spill:
             seconds += stage_s if left_s is None else min(left_s, stage_s)
         return seconds
 
-    def _worth_s(self, head: Waiting, views: Sequence[InputView], queue: Queue) -> float:
+    def _worth_s(self, head: Waiting, views: Sequence[InputView], queue: Queue, tail_s: float) -> float:
         """What a unit may cost elsewhere: so that it ends before the last one of its queue would begin at home."""
         matcher, request = self._matcher, head.line.request
         home_s = matcher.policy.fit_s(request, queue.place.site, views, alone=True)
-        return home_s + queue.place.tail_s(matcher.runtimes) - matcher.runtimes.expected_s(request.kind)
+        return home_s + tail_s - matcher.runtimes.expected_s(request.kind)
 
     def _elsewhere(
         self,
