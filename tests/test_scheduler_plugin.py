@@ -68,7 +68,7 @@ class Cluster:
 
     async def call(self, call: str, **arguments: Any) -> Any:
         good, value = pickle.loads(
-            await adapter.call_from_client(self.client, call=call, arguments=pickle.dumps(arguments))
+            await adapter.call_from_client(self.client, call=call, arguments=adapter.Sealed.of(arguments))
         )
         if not good:
             raise value
@@ -86,6 +86,8 @@ class Cluster:
             "datacenter": site.datacenter,
             "machine": site.machine,
             "walltime_s": None,
+            "memory_per_worker_nbytes": None,
+            "gpus_per_worker": 0,
             "working_directory": str(self.directory / id),
         }
         await self.call("add_pilot", id=id, owner=SERVICE, client=self.client.id, details=details)
@@ -274,7 +276,7 @@ async def test_labels_choose_the_pilot(cluster: Cluster) -> None:
     assert await wish == 1
     assert wish.pilot == "pc-us"
     decision = await must.explain()
-    assert decision.reason == "waits: no pilot can run it"
+    assert decision.reason.startswith("waits: no pilot can run it (pc-eu: required")
     assert [row.reason for row in decision.rows] == [f"required, but datacenter {dc} is not lab" for dc in ("eu", "us")]
     await cluster.pilot("pc-lab", 1, Site("lab"))
     assert await must == 1

@@ -9,13 +9,16 @@ names nobody, so it comes back to ``no-worker`` by itself.
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from dask.typing import Key
 from distributed import Client, Scheduler, Worker, get_worker
 from distributed.core import error_message
+from distributed.protocol.serialize import ToPickle
 from distributed.scheduler import TaskState, TaskStateState
 from distributed.utils import sync
 
@@ -24,6 +27,7 @@ from dpilot.runtime.work import UnitTask
 __all__ = [
     "HANDLER",
     "PARKED",
+    "Sealed",
     "address_of",
     "answer_calls",
     "answer_cancels",
@@ -72,6 +76,22 @@ PARKED = {"dpilot:parked": 1.0}
 HANDLER = "dpilot"
 #: The client in whose name the plugin keeps units alive when the clients that submitted them are gone.
 _KEEPER = "dpilot"
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """Something pickled that may have credentials in it: Dask's log of messages shows what they are made of."""
+
+    data: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, value: Any) -> ToPickle[Sealed]:
+        """`value`, to be put into a message; on arrival it is a Sealed again."""
+        return ToPickle(cls(pickle.dumps(value)))
+
+    def open(self) -> Any:
+        """The value."""
+        return pickle.loads(self.data)
 
 
 # -- on the scheduler: tasks

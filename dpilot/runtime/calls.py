@@ -35,10 +35,10 @@ logger = logging.getLogger(__name__)
 class Calls(DataCalls):
     """The calls: :meth:`answer` carries out ``call_<name>`` with the arguments that came with it."""
 
-    async def answer(self, call: str, arguments: bytes) -> bytes:
+    async def answer(self, call: str, arguments: adapter.Sealed) -> bytes:
         """Carry out a call of a client or worker; the reply is (True, value) or (False, error), pickled."""
         try:
-            value = getattr(self, f"call_{call}")(**pickle.loads(arguments))
+            value = getattr(self, f"call_{call}")(**arguments.open())
             if asyncio.iscoroutine(value):
                 value = await value
             return pickle.dumps((True, value))

@@ -500,7 +500,5 @@ def _expect(record: Record, kind: type[R]) -> R:
 
 
 def _may_link(store: Site, pilot: Site) -> bool:
-    """Whether files may be linked where the path can be seen: not if the labels say that the two are apart."""
-    if store.distance(pilot) is Distance.OTHER_DATACENTER:
-        return False
-    return not (store.machine and pilot.machine and store.machine != pilot.machine)
+    """Whether files may be linked where the path can be seen: not if the labels say that the store is far away."""
+    return store.distance(pilot) is not Distance.OTHER_DATACENTER

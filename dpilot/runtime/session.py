@@ -215,7 +215,7 @@ class Session:
         self._check()
         try:
             answer = self.client.sync(
-                adapter.call_from_client, self.client, call=name, arguments=pickle.dumps(arguments)
+                adapter.call_from_client, self.client, call=name, arguments=adapter.Sealed.of(arguments)
             )
         except (OSError, RuntimeError) as error:
             raise ConnectionLostError(f"the scheduler at {self.address} does not answer: {error}") from error

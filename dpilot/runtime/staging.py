@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
 from dpilot.data import Cache, Manifest, Store, copy_files, download, fetch, link_files, stage_out
-from dpilot.errors import ChecksumError, PilotError, StagingError, StoreFullError, UnitError
+from dpilot.errors import ChecksumError, PilotError, StagingError, StoreError, StoreFullError, UnitError
 from dpilot.runtime.places import Place
 from dpilot.runtime.work import Program, Reference, UnitTask
 
@@ -174,7 +174,8 @@ class Staging:
                 raise
             except PilotError as error:
                 failures.append(error)
-                if isinstance(error, ChecksumError):
+                # What may pass tells nothing of the replica; a file that is wrong or missing does.
+                if isinstance(error, ChecksumError) or (isinstance(error, StoreError) and not error.transient):
                     self._host.tell(self._task.id, "damaged", du=manifest.du, pd=replica.pd)
         if not failures:
             raise StagingError(f"data unit {manifest.du} has no replica to stage {self._task.id} from")

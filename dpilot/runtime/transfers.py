@@ -20,7 +20,7 @@ from distributed import Scheduler
 
 from dpilot import config
 from dpilot.data import Manifest, Source
-from dpilot.errors import ChecksumError, DataError, PilotError, StateError, StoreFullError
+from dpilot.errors import ChecksumError, DataError, PilotError, StateError, StoreError, StoreFullError
 from dpilot.placement import Links, Site
 from dpilot.runtime import adapter
 from dpilot.runtime.jobs import Copy, Fetch, Job, Verify
@@ -139,10 +139,12 @@ class Transfers:
         self._at_store: Counter[str] = Counter()
         self._on_link: Counter[tuple[Site, Site]] = Counter()
         self._by_mover: Counter[str] = Counter()
+        self._served: Counter[str] = Counter()  # how often a worker was named to serve a store to others
         self._pump_is_due = False
         self._per_store = int(config.get("data.transfers-per-store"))
         self._per_link = int(config.get("data.transfers-per-link"))
         self._losses = int(config.get("data.retries"))
+        self._delay_s = config.seconds("data.retry-delay")
         self._loop = asyncio.get_running_loop()
         self.ended: deque[Transfer] = deque(maxlen=_REMEMBERED)
 
@@ -208,7 +210,7 @@ class Transfers:
             if transfer.id in self._moving:
                 self._order(transfer, {"what": "drop", "job": transfer.id})
                 self._let_go(transfer)
-            else:
+            elif transfer in self._waiting.get(transfer.target, ()):
                 self._waiting[transfer.target].remove(transfer)
             self._end(transfer, StateError(f"the transfer of {du} to {transfer.target} was canceled"))
         return found
@@ -281,7 +283,12 @@ class Transfers:
 
     def place(self, store: StoreRecord, asks: str | None = None) -> Place:
         """A store, with a worker that serves it where it is local to a machine: the one that asks, if it sees it."""
-        return Place(store.store, asks if asks in store.hosts else min(store.hosts, default=None))
+        if asks in store.hosts:
+            return Place(store.store, asks)
+        host = min(store.hosts, key=lambda worker: (self._served[worker], worker), default=None)
+        if host is not None:
+            self._served[host] += 1  # one after the other
+        return Place(store.store, host)
 
     def _choose_mover(self, transfer: Transfer, data: DataRecord, stores: list[StoreRecord]) -> bool:
         """Choose the worker nearest to the first of the stores, then to the others; or a client if there is none."""
@@ -344,6 +351,10 @@ class Transfers:
             self._fail(transfer, error)
             return
         assert transfer.source is not None
+        if isinstance(error, StoreError) and error.transient and transfer.losses < self._losses:
+            transfer.losses += 1  # the worker that served the source or the target died, or a server is away
+            self._loop.call_later(self._delay_s * 2**transfer.losses, self._resume, transfer)
+            return
         transfer.tried[transfer.source] = error
         if isinstance(error, ChecksumError):
             data = self._records.data.get(transfer.du)
@@ -351,6 +362,11 @@ class Transfers:
                 self.submit(Transfer("verify", transfer.du, transfer.source, transfer.nbytes))
         transfer.source = None
         self.submit(transfer)
+
+    def _resume(self, transfer: Transfer) -> None:
+        if transfer.ended is None:
+            transfer.source = None
+            self.submit(transfer)
 
     def _fail(self, transfer: Transfer, error: PilotError) -> None:
         self._end(transfer, error)

@@ -20,7 +20,7 @@ from distributed.comm.core import Comm, connect
 
 from dpilot import config
 from dpilot.errors import ConnectionLostError, PilotError
-from dpilot.runtime.adapter import HANDLER
+from dpilot.runtime.adapter import HANDLER, Sealed
 
 __all__ = ["Line", "Wire", "bad", "good"]
 
@@ -178,7 +178,7 @@ class Wire:
             If the scheduler cannot be reached, or has no dpilot.
         """
         try:
-            message = {"op": HANDLER, "call": call, "arguments": pickle.dumps(arguments)}
+            message = {"op": HANDLER, "call": call, "arguments": Sealed.of(arguments)}
             answer = self._run(self._request(scheduler, message))
         except (OSError, ValueError) as error:
             raise ConnectionLostError(f"no scheduler answers at {scheduler}: {error}") from error

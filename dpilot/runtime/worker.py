@@ -256,7 +256,7 @@ class UnitPlugin(WorkerPlugin):
 
     def ask(self, call: str, **arguments: Any) -> Any:
         """Ask the scheduler's plugin."""
-        answer = adapter.call_from_worker(self.worker, call=call, arguments=pickle.dumps(arguments))
+        answer = adapter.call_from_worker(self.worker, call=call, arguments=adapter.Sealed.of(arguments))
         good, value = pickle.loads(answer)
         if not good:
             raise value
