@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from dpilot.data.location import SMALL, Chunks, Location
+from dpilot.data.location import Chunks, Location
 from dpilot.data.names import TEMPORARY
 
 __all__ = ["LocalLocation"]
@@ -40,8 +40,8 @@ class LocalLocation(Location):
         """What a small file holds; None if there is no file."""
         with self.errors("read"):
             try:
-                with self.local.open("rb") as file:
-                    return self._small(file.read(SMALL + 1))
+                self._expect_small(self.local.stat().st_size)
+                return self.local.read_bytes()
             except (FileNotFoundError, NotADirectoryError):
                 return None
 

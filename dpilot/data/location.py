@@ -23,7 +23,7 @@ import fsspec
 from dpilot.data.retry import may_pass
 from dpilot.errors import PilotError, StoreError, StoreFullError
 
-__all__ = ["CHUNK", "CREDENTIALS", "SECRET_QUERY", "SMALL", "Chunks", "Location", "joined", "redacted"]
+__all__ = ["CHUNK", "CREDENTIALS", "SECRET_QUERY", "Chunks", "Location", "joined", "redacted"]
 
 #: Before the "@" of a URL: user:password (not host:port; a key may have slashes), or a lone key where no user name
 #: is ever meant. container@account of Azure and user@host of ssh are no secrets.
@@ -46,7 +46,7 @@ _VERSION = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "m
 #: What they tell of when: a datetime, or seconds since the epoch.
 _CHANGED = ("mtime", "LastModified", "last_modified", "modified", "created")
 #: The most that :meth:`Location.read_bytes` reads; a manifest of a million files takes some 150 MB.
-SMALL = 256 * 1024 * 1024
+_SMALL = 256 * 1024 * 1024
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 Chunks = Iterable[bytes | memoryview]
@@ -168,7 +168,7 @@ class Location:
         with self.errors("read"):
             try:
                 # A range spares S3 the question how large the object is.
-                return self._small(bytes(self.fs.cat_file(self.path, start=0, end=SMALL + 1)))
+                data = bytes(self.fs.cat_file(self.path, start=0, end=_SMALL + 1))
             except FileNotFoundError:
                 return None
             except OSError as error:
@@ -176,11 +176,13 @@ class Location:
                 if error.errno == errno.EINVAL and self.fs.info(self.path)["size"] == 0:
                     return b""
                 raise
+            self._expect_small(len(data))
+            return data
 
-    def _small(self, data: bytes) -> bytes:
-        if len(data) > SMALL:
-            raise StoreError(f"cannot read {self.url}: it has more than {SMALL} bytes, so it is not ours", url=self.url)
-        return data
+    def _expect_small(self, nbytes: int) -> None:
+        if nbytes > _SMALL:
+            problem = f"it has more than {_SMALL} bytes, so it is not ours"
+            raise StoreError(f"cannot read {self.url}: {problem}", url=self.url)
 
     def write_bytes(self, data: bytes, *, exclusive: bool = False) -> None:
         """Write a small file at once; if `exclusive`, leave one alone that is there already."""

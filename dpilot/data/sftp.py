@@ -11,7 +11,7 @@ from typing import Any
 import fsspec
 from fsspec.asyn import sync
 
-from dpilot.data.location import CHUNK, SMALL, Chunks, Location, joined
+from dpilot.data.location import CHUNK, Chunks, Location, joined
 from dpilot.data.names import TEMPORARY
 
 __all__ = ["SFTP", "SftpLocation"]
@@ -46,8 +46,9 @@ class SftpLocation(Location):
         """What a small file holds; None if there is no file."""
         with self.errors("read"):
             try:
-                with self.fs.open(self.path, "rb") as file:
-                    return self._small(file.read(SMALL + 1))
+                fs = self.fs
+                self._expect_small(fs.info(self.path)["size"])
+                return bytes(fs.cat_file(self.path))
             except FileNotFoundError:
                 return None
 
