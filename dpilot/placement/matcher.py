@@ -107,6 +107,7 @@ class Matcher:
         self._changes = 0  # of data units that very many lines read
         self._waiting: dict[str, Waiting] = {}
         self._changed: dict[Pilot, None] = {}
+        self._fresh: dict[Pilot, None] = {}  # those that may have room since it was last tried to fill it
         self._marked: list[tuple[Waiting, int, Queue]] = []  # a heap: queues that something has happened to
         self._count = 0
         self._spill = Spill(self)
@@ -155,6 +156,7 @@ class Matcher:
             self.transit.end(unit)
         self._unreserve(gone)
         self._changed.pop(gone, None)
+        self._fresh.pop(gone, None)
         for pool in (*self._pools.values(), *self._direct.values()):
             self._part(gone, pool)
         gone.stamp += 1
@@ -443,14 +445,15 @@ class Matcher:
         unit ends earlier there than the last one of those that wait for the home would.
         """
         bindings: list[Binding] = []
-        changed, self._changed = list(self._changed), {}
-        for pilot in changed:
+        for pilot in self._changed:
             pilot.changed()
             self._mark_all(pilot)
+        self._fresh.update(self._changed)
+        self._changed.clear()
         if not self._serve(bindings, now):
-            self._changed.update(dict.fromkeys(changed))
             return Matching(bindings, 0.0)
-        recheck_s = self._spill.spill(changed, bindings, now, _MOST_STEPS)
+        recheck_s = self._spill.spill(list(self._fresh), bindings, now, _MOST_STEPS)
+        self._fresh.clear()
         return Matching(bindings, 0.0 if self._marked or len(bindings) >= _MOST_STEPS else recheck_s)
 
     def _serve(self, bindings: list[Binding], now: float) -> bool:
@@ -528,7 +531,7 @@ class Matcher:
             fitting = [
                 pilot
                 for pilot in queue.place.open_pilots()
-                if pilot.reserved is None and need.slots <= pilot.slots.open and pilot.could(need)
+                if pilot.reserved is None and pilot.could(need) and pilot.slots.would_fit(*need[:3])
             ]
             if fitting:
                 pilot = min(fitting, key=lambda pilot: (pilot.load, pilot.name))

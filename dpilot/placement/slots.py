@@ -204,6 +204,18 @@ class PilotSlots:
             return False
         return self._shares(slots, expected_s, memory_nbytes, gpus) is not None
 
+    def would_fit(self, slots: int, memory_nbytes: int = 0, gpus: int = 0) -> bool:
+        """Whether the workers that are open now would take such a unit if they were idle."""
+        if slots > self.open or not (memory_nbytes or gpus):
+            return slots <= self.open
+        workers = [w for w in self.workers.values() if w.is_open]
+        if slots == 1:
+            return any(
+                w.gpus >= gpus and (w.memory_nbytes is None or w.memory_nbytes >= memory_nbytes) for w in workers
+            )
+        all_of_it = ((w.address, w.slots, w.memory_nbytes, list(range(w.gpus))) for w in workers)
+        return _spread(all_of_it, slots, memory_nbytes, gpus) is not None
+
     def largest(self) -> tuple[int | None, int]:
         """The memory of its largest worker (None: not known), and the GPUs of the one that has most of them."""
         memory = [nbytes for nbytes, _ in self._sizes]
@@ -241,21 +253,11 @@ class PilotSlots:
                 if self._room(worker, expected_s) > 0 and worker.has(memory_nbytes, gpus):
                     return [Share(worker.address, 1, memory_nbytes, tuple(worker.free_gpus[:gpus]))]
             return None
-        shares = []
-        left = slots
-        part = -(-memory_nbytes // slots)
-        for worker in sorted(self.workers.values(), key=lambda w: (-len(w.free_gpus) * bool(gpus), -w.idle, w.address)):
-            take = min(worker.idle, left)
-            if part and worker.memory_nbytes is not None:
-                take = min(take, worker.free_nbytes // part)
-            if take:
-                devices = tuple(worker.free_gpus[:gpus])
-                shares.append(Share(worker.address, take, take * part, devices))
-                left -= take
-                gpus -= len(devices)
-            if not left:
-                break
-        return None if left or gpus else shares
+        free = (
+            (w.address, w.idle, None if w.memory_nbytes is None else w.free_nbytes, w.free_gpus)
+            for w in self.workers.values()
+        )
+        return _spread(free, slots, memory_nbytes, gpus)
 
     # -- what units hold
 
@@ -327,3 +329,26 @@ class PilotSlots:
             worker.units.discard(unit)
             self._change(worker, share, -1, reservation.expected_s)
         return True
+
+
+def _spread(
+    workers: Iterable[tuple[str, int, int | None, list[int]]], slots: int, memory_nbytes: int, gpus: int
+) -> list[Share] | None:
+    """Several slots on as few workers as will do, and an even part of the memory with each; None if that cannot be.
+
+    Of each worker is told its address, its slots, its memory (None: not known) and its GPUs.
+    """
+    shares = []
+    part = -(-memory_nbytes // slots)
+    for address, idle, free_nbytes, devices in sorted(workers, key=lambda w: (-len(w[3]) * bool(gpus), -w[1], w[0])):
+        take = min(idle, slots)
+        if part and free_nbytes is not None:
+            take = min(take, free_nbytes // part)
+        if take:
+            given = tuple(devices[:gpus])
+            shares.append(Share(address, take, take * part, given))
+            slots -= take
+            gpus -= len(given)
+        if not slots:
+            break
+    return None if slots or gpus else shares

@@ -23,6 +23,7 @@ class Matching(RuleBasedStateMachine):
         self.requests = {}  # waiting unit -> request
         self.running = {}  # unit -> (request, pilot, worker)
         self.pool = None
+        self.ends = {}
         for m in self.matchers:
             m.inputs["du-eu"] = InputView("du-eu", 10**8, 3, (SITES[0],))
             m.inputs["du-all"] = InputView("du-all", 10**6, 1, tuple(SITES))
@@ -37,10 +38,15 @@ class Matching(RuleBasedStateMachine):
         self.count += 1
         return f"{prefix}{self.count}"
 
-    @rule(site=st.sampled_from(SITES), declared=st.integers(1, 4), there=st.lists(st.integers(1, 3), max_size=3))
-    def a_pilot_starts(self, site, declared, there):
+    @rule(
+        site=st.sampled_from(SITES),
+        declared=st.integers(1, 4),
+        there=st.lists(st.integers(1, 3), max_size=3),
+        gpus=st.integers(0, 1),
+    )
+    def a_pilot_starts(self, site, declared, there, gpus):
         name = self.fresh("pilot")
-        self.tell("add_pilot", name, site, declared)
+        self.tell("add_pilot", name, site, declared, gpus=gpus)
         self.pilots[name] = (site, {}, set())
         for slots in there:
             self.join(name, slots)
@@ -48,13 +54,20 @@ class Matching(RuleBasedStateMachine):
             self.pool.add(name)
 
     @precondition(lambda self: self.pilots)
-    @rule(data=st.data(), slots=st.integers(1, 4))
-    def a_worker_joins(self, data, slots):
-        self.join(data.draw(st.sampled_from(sorted(self.pilots))), slots)
+    @rule(data=st.data(), slots=st.integers(1, 4), memory=st.sampled_from([None, 2, 5]), gpus=st.integers(0, 2))
+    def a_worker_joins(self, data, slots, memory, gpus):
+        self.join(data.draw(st.sampled_from(sorted(self.pilots))), slots, memory_nbytes=memory, gpus=gpus)
 
-    def join(self, pilot, slots):
+    @precondition(lambda self: self.pilots)
+    @rule(data=st.data(), left_s=st.sampled_from([None, 0.0, 50.0, 10_000.0]))
+    def the_end_of_a_pilot_is_known(self, data, left_s):
+        pilot = data.draw(st.sampled_from(sorted(self.pilots)))
+        self.ends[pilot] = None if left_s is None else self.now + left_s
+        self.tell("set_end", pilot, self.ends[pilot])
+
+    def join(self, pilot, slots, **size):
         worker = self.fresh("worker")
-        self.tell("add_worker", pilot, worker, slots)
+        self.tell("add_worker", pilot, worker, slots, **size)
         self.pilots[pilot][1][worker] = slots
 
     def workers(self):
@@ -102,11 +115,13 @@ class Matching(RuleBasedStateMachine):
         require=st.booleans(),
         inputs=st.sampled_from([(), ("du-eu",), ("du-eu", "du-all")]),
         priority=st.sampled_from([0.0, 0.0, 1.0]),
+        size=st.sampled_from([(0, 0), (0, 0), (3, 0), (0, 1), (2, 2)]),
+        walltime_s=st.sampled_from([None, None, 20.0]),
         n=st.integers(1, 5),
     )
-    def units_come(self, data, kind, slots, site, require, inputs, priority, n):
+    def units_come(self, data, kind, slots, site, require, inputs, priority, size, walltime_s, n):
         pilot = data.draw(st.sampled_from([None, None, *sorted(self.pilots)]))
-        request = Request("cds", kind, slots, site, require, pilot, inputs)
+        request = Request("cds", kind, slots, site, require, pilot, inputs, *size, walltime_s)
         for _ in range(n):
             unit = self.fresh("unit")
             self.requests[unit] = request
@@ -167,6 +182,14 @@ class Matching(RuleBasedStateMachine):
             assert binding.worker not in closed
             assert request.pilot in (None, binding.pilot)
             assert self.pool is None or binding.pilot in self.pool or request.pilot == binding.pilot
+            lasts_s = self.matchers[0].lasts_s(request)
+            ends_at = self.ends.get(binding.pilot)
+            assert ends_at is None or lasts_s is None or self.now + lasts_s <= ends_at
+            shares = self.matchers[0].held(binding.unit).shares
+            assert (sum(len(share.gpus) for share in shares), sum(share.slots for share in shares)) == (
+                request.gpus,
+                request.slots,
+            )
             assert not request.require or request.site.missed_by(site) is None
             assert binding.decision.pilot == binding.pilot
             assert [row.pilot for row in binding.decision.rows if row.verdict == "chosen"] == [binding.pilot]
@@ -195,6 +218,13 @@ class Matching(RuleBasedStateMachine):
                     there = [held.reservations[unit] for unit in worker.units]
                     taken = [dict(reservation.slots)[address] for reservation in there]
                     assert worker.busy == sum(taken)
+                    shares = [share for r in there for share in r.shares if share.worker == address]
+                    devices = [device for share in shares for device in share.gpus] + worker.free_gpus
+                    assert sorted(devices) == list(range(worker.gpus)), "a device is with two units, or lost"
+                    if worker.memory_nbytes is not None:
+                        memory = sum(share.memory_nbytes for share in shares)
+                        assert memory + worker.free_nbytes == worker.memory_nbytes
+                        assert memory <= worker.memory_nbytes
                     long = [
                         n for n, r in zip(taken, there, strict=True) if r.several or r.expected_s >= held.in_flight_s
                     ]
@@ -219,11 +249,11 @@ class Matching(RuleBasedStateMachine):
                 self.tell("release", unit)
             self.running.clear()
         for unit, request in self.requests.items():
-            for row in self.matchers[0].explain(unit).rows:
+            for row in self.matchers[0].explain(unit, self.now).rows:
                 if row.verdict != "rejected":
-                    _, workers, closed = self.pilots[row.pilot]
-                    there = sum(slots for worker, slots in workers.items() if worker not in closed)
-                    assert there < request.slots, f"{unit} waits for ever, though {row.pilot} is idle"
+                    pilot = self.matchers[0]._pilots[row.pilot].slots
+                    fits = pilot.fits(request.slots, 10.0, request.memory_nbytes, request.gpus)
+                    assert not fits, f"{unit} waits for ever, though {row.pilot} is idle"
         for m in self.matchers:
             for pilot in m._pilots.values():
                 assert all(worker.busy == 0 and not worker.units for worker in pilot.slots.workers.values())
