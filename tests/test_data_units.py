@@ -161,12 +161,12 @@ def test_sources_that_everybody_reaches_are_brought_by_a_worker(
     cds: ComputeDataService, pds: PilotDataService, pilot: PilotCompute, new_store: NewStore, s3: S3, tmp_path: Path
 ) -> None:
     reach(pilot, "Running")
-    bucket = s3.bucket()
-    far = pds.create_pilot({"service_url": f"s3://{bucket}/far", "storage_options": s3.storage_options})
+    place = s3.place()
+    far = pds.create_pilot({"service_url": f"s3://{place}/far", "storage_options": s3.storage_options})
     away = put(far, tmp_path, "a.txt", "b.txt")
     near = new_store("near")
     unit = near.submit_data_unit(
-        {"file_urls": [f"s3://{bucket}/far/{away.id}/*.txt"], "storage_options": s3.storage_options}
+        {"file_urls": [f"s3://{place}/far/{away.id}/*.txt"], "storage_options": s3.storage_options}
     )
     assert unit.wait(LONG_S) == "Running", unit.exception()
     (row,) = rows(cds, unit, "fetch")
@@ -298,6 +298,25 @@ def test_move(cds: ComputeDataService, pilot: PilotCompute, new_store: NewStore,
         unit.move(first, second)
 
 
+def test_outputs_go_where_their_labels_say(cds: ComputeDataService, pilot: PilotCompute, new_store: NewStore) -> None:
+    for site in ("eu", "us"):
+        new_store(site, affinity_datacenter_label=site)
+    for site in ("eu", "us"):
+        result = cds.submit_data_unit({"affinity_datacenter_label": site})
+        unit = cds.submit_compute_unit({"executable": "/bin/date", "output_data": [{result: "stdout.txt"}]})
+        assert unit.wait(LONG_S) == "Done", unit.exception()
+        (store,) = result.list_pilot_data()
+        assert store.get_details()["affinity_datacenter_label"] == site
+
+
+def test_delete(cds: ComputeDataService, new_store: NewStore, tmp_path: Path) -> None:
+    unit = put(new_store("a"), tmp_path)
+    new_store("b").put_du(unit)
+    unit.delete()
+    assert unit.wait(LONG_S) == "Canceled"
+    assert list(tmp_path.glob(f"*/{unit.id}")) == []
+
+
 def test_the_last_replica_stays_unless_one_insists(new_store: NewStore, tmp_path: Path) -> None:
     store = new_store("a")
     unit = put(store, tmp_path)
@@ -330,8 +349,10 @@ def test_files_are_added_to_every_replica(
     unit = put(new_store("a"), tmp_path)
     second = new_store("b")
     second.put_du(unit)
+    before = (tmp_path / "b" / unit.id / "a.txt").stat()
     unit.add_files([write(tmp_path / "more" / "b.txt")])
     assert unit.list_files() == ["a.txt", "b.txt"]
+    assert (tmp_path / "b" / unit.id / "a.txt").stat().st_ino == before.st_ino  # what was there is not copied again
     assert len(unit.list_pilot_data()) == 2
     assert set(map(tuple, unit.verify(timeout=LONG_S).values())) == {()}
     with pytest.raises(DataError, match=r"a\.txt"):
@@ -494,10 +515,10 @@ def test_a_registered_file_that_was_changed_is_not_served(
 def test_objects_are_registered_where_they_lie(
     cds: ComputeDataService, pds: PilotDataService, pilot: PilotCompute, s3: S3, tmp_path: Path
 ) -> None:
-    bucket = s3.bucket()
-    far = pds.create_pilot({"service_url": f"s3://{bucket}/far", "storage_options": s3.storage_options})
+    place = s3.place()
+    far = pds.create_pilot({"service_url": f"s3://{place}/far", "storage_options": s3.storage_options})
     away = put(far, tmp_path)
-    url = f"s3://{bucket}/far/{away.id}/a.txt"
+    url = f"s3://{place}/far/{away.id}/a.txt"
     data = cds.submit_data_unit({"file_urls": [url], "storage_options": s3.storage_options, "register": True})
     assert cds.submit(read_one, data).result(LONG_S) == "content\n"
     assert list(data.list()) == ["a.txt"]

@@ -42,7 +42,7 @@ def test_credentials_are_seen_nowhere(
     log: pytest.LogCaptureFixture,
     tmp_path: Path,
 ) -> None:
-    bucket = s3.bucket()
+    bucket = s3.place()
     far = pds.create_pilot({"service_url": f"s3://{bucket}/far", "storage_options": s3.storage_options, "size": "1 MB"})
     near = pds.create_pilot({"service_url": f"file://{tmp_path}/near"})
     (tmp_path / "in.txt").write_text("input\n")
@@ -91,7 +91,7 @@ def test_credentials_are_seen_nowhere(
 
 def test_wrong_credentials_are_not_told_either(pds: PilotDataService, s3: S3, log: pytest.LogCaptureFixture) -> None:
     options = {**s3.storage_options, "secret": SECRET}
-    url = f"s3://{s3.bucket()}/x"
+    url = f"s3://{s3.place()}/x"
     with pytest.raises(StoreError) as caught:
         pds.create_pilot({"service_url": url, "storage_options": options})
     error: BaseException | None = caught.value
@@ -106,7 +106,7 @@ def test_credentials_that_are_lost_later(
     cds: ComputeDataService, pds: PilotDataService, pilot: PilotCompute, s3: S3, tmp_path: Path
 ) -> None:
     """A store that cannot be read any more is named in the error of the unit, without what it was opened with."""
-    bucket = s3.bucket()
+    bucket = s3.place()
     far: PilotData = pds.create_pilot({"service_url": f"s3://{bucket}/far", "storage_options": s3.storage_options})
     (tmp_path / "in.txt").write_text("input\n")
     data: DataUnit = far.submit_data_unit({"file_urls": [tmp_path / "in.txt"]})

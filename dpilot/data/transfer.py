@@ -118,7 +118,7 @@ def copy_unit(
     retry: Retry = RETRY,
     stop: threading.Event | None = None,
 ) -> Manifest:
-    """Copy a data unit from one store to another. Where it is there already, nothing is done.
+    """Copy a data unit from one store to another. Files that are there already, by checksum, are not copied again.
 
     Every byte passes through this process and is compared with the manifest, unless one service has both ends and may
     copy by itself (`may_delegate`): then sizes are compared, and in object stores the ETags, where they tell of the
@@ -154,20 +154,32 @@ def copy_unit(
     if there is not None and there.files == manifest.files:
         return there
     target.check_room(manifest.nbytes - (there.nbytes if there else 0), room)
-    target.remove(du)  # another version of it, or what a transfer that was killed may have left
+    kept = {e.name: e for e in there.files if _is_same(e, manifest)} if there is not None else {}
+    if there is not None and kept:  # another version of it
+        target.remove_manifest(du)
+        target.discard_files(du, [name for name in there.names if name not in kept])
+    else:
+        target.remove(du)  # what a transfer that was killed may have left
     giver, taker = source.unit(du), target.unit(du)
     moves = [
         Move(e.name, giver.child(e.name), taker.child(e.name), e.nbytes, e, may_delegate=may_delegate)
         for e in manifest.files
+        if e.name not in kept
     ]
 
     def complete(entries: Iterable[FileEntry]) -> Manifest:
-        copied = Manifest(du, tuple(entries), manifest.created, manifest.producer)
+        found = kept | {entry.name: entry for entry in entries}
+        copied = Manifest(du, tuple(found[name] for name in manifest.names), manifest.created, manifest.producer)
         target.verify_sizes(copied)
         target.write_manifest(copied)
         return copied
 
-    return _into_store(target, du, moves, complete, terms)
+    return _into_store(target, du, moves, complete, terms, kept)
+
+
+def _is_same(entry: FileEntry, manifest: Manifest) -> bool:
+    """Whether a manifest has the same file: by its checksum, so of files without one that is never known."""
+    return entry.checksum is not None and entry.name in manifest and entry == manifest[entry.name]
 
 
 def download(
@@ -317,15 +329,17 @@ def _into_store(
     moves: list[Move],
     complete: Callable[[Iterable[FileEntry]], Manifest],
     terms: Terms,
+    kept: Collection[str] = (),
 ) -> Manifest:
-    """Move files into a store and complete its manifest; if anything fails, remove what may have been moved."""
+    """Move files into a store and complete its manifest; if anything fails, remove what has no manifest then."""
     try:
         entries = carry_out(moves, terms)
         return terms.retry.run(lambda: complete(entries), terms.stop)
     except BaseException:
         try:
             listed = store.find_manifest(du) or ()
-            store.discard_files(du, [move.name for move in moves if move.name not in listed])
+            names = [*(move.name for move in moves), *kept]
+            store.discard_files(du, [name for name in names if name not in listed])
         except PilotError:
             pass  # the store is out of reach, which is what the first error says; without a manifest nobody finds them
         raise

@@ -18,12 +18,12 @@ from dpilot.errors import (
     StateError,
     UnitCanceledError,
 )
-from dpilot.placement import Decision, nearest_store
+from dpilot.placement import Decision, Site, choose_stores, nearest_store
 from dpilot.runtime import adapter
 from dpilot.runtime.catalogue import store_view
 from dpilot.runtime.data_calls import DataCalls
 from dpilot.runtime.places import Place
-from dpilot.runtime.records import PilotRecord, ServiceRecord, UnitRecord
+from dpilot.runtime.records import DataRecord, PilotRecord, ServiceRecord, UnitRecord
 from dpilot.runtime.staging import Inputs
 from dpilot.states import State
 
@@ -155,15 +155,22 @@ class Calls(DataCalls):
                 raise UnitCanceledError(f"{unit} writes no more: this attempt was stopped")
             self._writer[du] = unit
         for du in record.outputs:
-            data = self._data(du)
-            stores = self.catalogue.stores_of(data.owner)
-            pd = next(iter(data.replicas), None) or nearest_store(map(store_view, stores), site)
-            if pd is None:
-                raise DataError(
-                    f"data unit {du} can be put nowhere: {data.owner} has no store with room; add a PilotData"
-                )
-            answer[du] = (pd, self.catalogue.place(pd), self._store(pd).free_nbytes)
+            pd = self._store_for(self._data(du), site)
+            answer[du] = (pd, self.catalogue.place(pd, record.worker), self._store(pd).free_nbytes)
         return answer
+
+    def _store_for(self, data: DataRecord, site: Site) -> str:
+        """Where a data unit is to be written by a unit at `site`: where it is, or as its labels say, or near by."""
+        views = [store_view(store) for store in self.catalogue.stores_of(data.owner)]
+        wanted = Site(data.description["datacenter"], data.description["machine"])
+        if data.replicas:
+            return min(data.replicas, key=lambda pd: (self._store(pd).site.distance(site), pd))
+        pd = next(iter(choose_stores(views, wanted, 1, 1)), None) if wanted != Site() else nearest_store(views, site)
+        if pd is None:
+            raise DataError(
+                f"data unit {data.id} can be put nowhere: {data.owner} has no store with room; add a PilotData"
+            )
+        return pd
 
     def call_collected(self, unit: str, du: str, pd: str, manifest: Manifest) -> None:
         """A unit has put its files into a data unit. It is not readable before all its writers have ended."""

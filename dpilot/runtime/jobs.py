@@ -15,7 +15,7 @@ from dpilot import config
 from dpilot.data import Manifest, Retry, Source, Store, copy_unit, upload, verify
 from dpilot.runtime.places import Place
 
-__all__ = ["Copy", "Fetch", "Job", "Open", "Remove", "Setting", "Verify", "terms"]
+__all__ = ["Copy", "Fetch", "Job", "Open", "Remove", "Setting", "Verify", "open_store", "terms"]
 
 
 class Setting(Protocol):
@@ -43,6 +43,12 @@ def terms(on_bytes: Callable[[int], None], stop: threading.Event) -> dict[str, A
     return {"max_transfers": int(config.get("data.transfers")), "on_bytes": on_bytes, "retry": retry, "stop": stop}
 
 
+def open_store(store: Store) -> tuple[Store, int]:
+    """Open a store; gives it, with the bytes that are used in it (0 where that need not be known)."""
+    opened = store.open(leftover_age_s=config.seconds("data.leftover-age"))
+    return opened, opened.nbytes_used() if opened.nbytes_limit is not None else 0
+
+
 @dataclass(frozen=True, slots=True)
 class Copy:
     """Make a replica of a data unit on another store; gives its manifest. `afresh`: whatever there is already."""
@@ -63,6 +69,7 @@ class Copy:
             target,
             self.manifest,
             room=self.room,
+            may_delegate=not self.afresh,  # the service would copy damage, too
             **terms(setting.moved, setting.stop),
         )
 
@@ -120,5 +127,4 @@ class Open:
 
     def run(self, setting: Setting) -> tuple[Store, int]:
         """Do it."""
-        store = self.store.open()
-        return store, store.nbytes_used() if store.nbytes_limit is not None else 0
+        return open_store(self.store)

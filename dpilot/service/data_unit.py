@@ -406,6 +406,12 @@ class DataUnit(Handle):
                 failure = error
         raise failure if failure is not None else DataError(f"{self.id} has no replica to export")
 
+    def delete(self) -> None:
+        """Delete all its replicas; then it is gone, and Canceled. Files that were registered in place stay."""
+        self.cancel()
+        for pd in self._session.snapshot(self.id)["replicas"]:
+            self.remove_pilot_data(Handle._find(self._session, pd), force=True)
+
     def cancel(self) -> None:
         """Stop its transfers. If it has no replica yet, it is Canceled; replicas that are there stay."""
         if not self._life.state.is_final and not self._session.is_lost:

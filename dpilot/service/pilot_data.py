@@ -10,6 +10,7 @@ from typing import Any
 from dpilot.data import Registered, Store
 from dpilot.descriptions import PilotDataDescription, StoreSpec, check_coordination_url
 from dpilot.errors import ManifestError, UnknownObjectError
+from dpilot.runtime.jobs import open_store
 from dpilot.runtime.session import Session
 from dpilot.service.data_unit import DataUnit
 from dpilot.service.handle import Handle, expect_handle
@@ -50,10 +51,7 @@ class PilotData(Handle):
         # A directory of a machine is opened there, if we have a worker on it.
         is_elsewhere = store.machine is not None and store.root.local is not None
         opened = session.call("open_store", store=store) if is_elsewhere else None
-        if opened is None:
-            store = store.open()
-            opened = store, store.nbytes_used() if store.nbytes_limit is not None else 0
-        store, used = opened
+        store, used = opened or open_store(store)
         pilot = cls.__new__(cls)
         pilot._store = store
         pilot._begin(session, new_id("pd"))
