@@ -26,7 +26,7 @@ class Waiting(NamedTuple):
 class Line:
     """Units with equal requests: a decision is taken once for the first, however many stand behind it."""
 
-    __slots__ = ("_heap", "length", "need", "number", "pool", "queues", "request", "version")
+    __slots__ = ("_heap", "length", "nbytes", "need", "number", "pool", "queues", "request", "version")
 
     def __init__(self, request: Request, pool: Pool, need: Need, number: int) -> None:
         self.request = request
@@ -34,6 +34,7 @@ class Line:
         self.need = need
         self.number = number
         self.length = 0
+        self.nbytes = 0.0  # what its units read
         self.queues: tuple[Queue, ...] = ()  # of its homes, which are equally good
         self.version = -1  # of the pool and the links, when the homes were chosen
         self._heap: list[Waiting] = []
@@ -85,15 +86,19 @@ class Queue:
         self.due: float | None = None  # when it is to be looked at again even if nothing happens
         self.refused: tuple[int, float] | None = None  # when nothing of it was worth its way, and how long it was then
         self._heads: list[Waiting] = []  # a heap, with what is out of date
-        self._movable: list[tuple[float, float, int, Line]] = []  # a heap: the least to move first
+        # A heap of lines, those with the least to move for a unit first: rank, bytes a unit, number, line, length.
+        self._movable: list[tuple[float, float, int, Line, int]] = []
 
     def push(self, head: Waiting) -> None:
         """A line whose first unit this is stands here, or has another first one now."""
         heapq.heappush(self._heads, head)
 
-    def push_movable(self, head: Waiting, nbytes: float) -> None:
-        """A line that stands here could be taken to another place, with so many bytes."""
-        heapq.heappush(self._movable, (head.rank, nbytes, head.line.number, head.line))
+    def push_movable(self, line: Line) -> None:
+        """A line that stands here, and could be taken to another place, is new or has grown."""
+        head = line.head()
+        if head is not None and self.place.parent is not None:
+            entry = head.rank, line.nbytes / line.length, line.number, line, line.length
+            heapq.heappush(self._movable, entry)
 
     def head(self) -> Waiting | None:
         """The first unit of all its lines."""
@@ -107,11 +112,15 @@ class Queue:
         return None
 
     def lightest(self) -> Waiting | None:
-        """The first unit of the line that has the least to move, of those of the highest priority."""
+        """The first unit of the line that has the least to move for each unit, of those of the highest priority."""
         movable = self._movable
         while movable:
-            line = movable[0][3]
-            if line.length and self in line.queues:
+            line, length = movable[0][3:]
+            if not line.length or self not in line.queues:
+                heapq.heappop(movable)
+            elif line.length < length:
+                heapq.heappop(movable)
+                self.push_movable(line)
+            else:
                 return line.head()
-            heapq.heappop(movable)
         return None

@@ -235,11 +235,9 @@ class Links:
     def _rate(self, link: _Link, transfers: int) -> float:
         """What each of so many transfers on a link gets, in bytes per second."""
         alone = link.alone or self._assumed[link.distance]
-        if transfers <= 1:
-            return alone
         if link.capacity is not None:
-            return min(alone, link.capacity / transfers)
-        return alone / transfers if link.distance is Distance.OTHER_DATACENTER else alone
+            return min(alone, link.capacity / max(1, transfers))
+        return alone / transfers if transfers > 1 and link.distance is Distance.OTHER_DATACENTER else alone
 
     def _seconds(self, link: _Link, nbytes: int, n_files: int, transfers: int) -> float:
         return self._latency(link) * n_files + nbytes / self._rate(link, transfers)

@@ -277,7 +277,10 @@ class Matcher:
         if line.head() is waiting:
             for queue in line.queues:
                 queue.push(waiting)
+        grown = line.length & (line.length - 1) == 0  # twice as long as when it was last told
         for queue in line.queues:
+            if grown:
+                queue.push_movable(line)
             self.mark(queue)
 
     def withdraw(self, unit: str) -> None:
@@ -396,12 +399,11 @@ class Matcher:
             if before:
                 before[0].place.count(request.kind, -line.length * request.slots)
             queues[0].place.count(request.kind, line.length * request.slots)
-            nbytes = float(sum(view.nbytes for view in views))
+            line.nbytes = float(sum(view.nbytes for view in views))
             for queue in queues:
                 if queue not in before:
                     queue.push(head)
-                    if queue.place.parent is not None:
-                        queue.push_movable(head, nbytes)
+                    queue.push_movable(line)
             for weight, place in visits:
                 heapq.heappush(place.visits, (head.rank, weight, line.number, line))
         for queue in queues:

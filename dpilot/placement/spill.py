@@ -100,6 +100,13 @@ class Spill:
             for visit in aside:
                 heapq.heappush(visits, visit)
 
+    @staticmethod
+    def _follow(line: Line, pilot: Pilot) -> None:
+        """What one unit of a line has brought to a pilot, the others need not bring again: they visit it."""
+        head = line.head()
+        if head is not None and line.nbytes:
+            heapq.heappush(pilot.places[-1].visits, (head.rank, 0.0, line.number, line))
+
     def _is_worth(self, head: Waiting, queue: Queue, pilot: Pilot, now: float) -> bool:
         matcher, line = self._matcher, head.line
         if queue.place.parent is None or not self._may_take(pilot, head, now):
@@ -156,6 +163,7 @@ class Spill:
                 cost_s, pilot = self._elsewhere(head, views, queue, now)
             if pilot is not None and cost_s < worth_s:
                 bindings.append(matcher.bind(head, pilot, now))
+                self._follow(head.line, pilot)
                 tried = 0
                 if not pool.root.has_room():
                     break
