@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
 from dpilot.data import Cache, Manifest, Store, copy_files, download, fetch, link_files, stage_out
 from dpilot.errors import ChecksumError, PilotError, StagingError, StoreError, StoreFullError, UnitError
+from dpilot.runtime.jobs import terms
 from dpilot.runtime.places import Place
 from dpilot.runtime.work import Program, Reference, UnitTask
 
-__all__ = ["Inputs", "Replica", "StagedData", "Staging"]
+__all__ = ["Ahead", "Inputs", "Replica", "StagedData", "Staging"]
 
 
 class Replica(NamedTuple):
@@ -64,10 +66,62 @@ class StagedData:
         return Path(self.files[name]).open(mode)
 
 
+class Brought(NamedTuple):
+    """A data unit that was brought to the cache."""
+
+    pd: str
+    distance: int
+    nbytes: int
+    seconds: float
+    evicted: tuple[str, ...] = ()
+
+
+class Ahead:
+    """Brings a unit's inputs to the cache while the unit is on its way here, or waits for a thread.
+
+    Parameters
+    ----------
+    inputs : Inputs
+    host : Host
+        The worker.
+    start : callable
+        Has a function called in a thread.
+    """
+
+    def __init__(self, inputs: Inputs, host: Host, start: Callable[..., None]) -> None:
+        self.stop = threading.Event()
+        self.brought: dict[str, Brought] = {}
+        self._host = host
+        for manifest, replicas in inputs.values():
+            if replicas and manifest.files:
+                start(self._bring, manifest, replicas[0])
+
+    def _bring(self, manifest: Manifest, replica: Replica) -> None:
+        # What goes wrong here goes wrong again when the unit needs it, and is told then.
+        with suppress(PilotError):
+            store = self._host.reach(replica.place)
+            if replica.may_link and store.is_visible():
+                return
+
+            def bring(directory: Path) -> None:
+                began = time.monotonic()
+                download(store, manifest, directory, **terms(lambda _: None, self.stop))
+                seconds = time.monotonic() - began
+                self.brought[manifest.du] = Brought(replica.pd, replica.distance, manifest.nbytes, seconds)
+
+            with self._host.cache.hold(manifest, bring) as cached:
+                if cached.evicted and manifest.du in self.brought:
+                    self.brought[manifest.du] = self.brought[manifest.du]._replace(evicted=cached.evicted)
+
+
 class Attempt(Protocol):
     """The attempt of a unit whose files are staged."""
 
     held: ExitStack
+
+    @property
+    def ahead(self) -> Ahead | None:
+        """What brings the inputs since before the unit began."""
 
     def directory(self) -> Path:
         """The unit's working directory."""
@@ -198,7 +252,7 @@ class Staging:
             download(store, manifest, directory, **self._run.terms())
             self._staged.transfers.append((manifest.du, replica.pd, manifest.nbytes, time.monotonic() - began))
 
-        cache = self._host.cache
+        cache, ahead = self._host.cache, self._run.ahead
         try:
             cached = self._run.held.enter_context(cache.hold(manifest, bring))
         except StoreFullError:
@@ -211,8 +265,14 @@ class Staging:
             cache.discard(manifest)
             cached = self._run.held.enter_context(cache.hold(manifest, bring))
             self._put(manifest, cached.path, target, None)
-        self._staged.nbytes[replica.distance if cached.brought else 0] += manifest.nbytes
         self._staged.evicted.extend(cached.evicted)
+        early = ahead.brought.get(manifest.du) if ahead is not None and not cached.brought else None
+        if early is not None:
+            self._staged.nbytes[early.distance] += manifest.nbytes
+            self._staged.transfers.append((manifest.du, early.pd, early.nbytes, early.seconds))
+            self._staged.evicted.extend(early.evicted)
+        else:
+            self._staged.nbytes[replica.distance if cached.brought else 0] += manifest.nbytes
 
     def _put(self, manifest: Manifest, directory: Path, target: Path, pd: str | None) -> None:
         """Put files that are on this machine where the unit finds them."""

@@ -32,7 +32,7 @@ from dpilot.runtime.jobs import terms
 from dpilot.runtime.peer import reachable
 from dpilot.runtime.places import Place
 from dpilot.runtime.process import RunningProgram
-from dpilot.runtime.staging import Inputs, Staging
+from dpilot.runtime.staging import Ahead, Inputs, Staging
 from dpilot.runtime.wire import Wire
 from dpilot.runtime.work import Call, Program, Reference, UnitTask, load_arguments
 
@@ -75,8 +75,13 @@ class _Run:
     def inputs(self) -> Inputs:
         """Where its inputs are: as the scheduler said when it sent the unit."""
         if "inputs" in self.expected:
-            return dict(pickle.loads(self.expected["inputs"]))
+            return dict(self.expected["inputs"])
         return dict(self.plugin.ask("inputs", unit=self.task.id, pilot=self.plugin.pilot))
+
+    @property
+    def ahead(self) -> Ahead | None:
+        """What brings its inputs since before it began."""
+        return self.expected.get("ahead")
 
     def gpus(self) -> tuple[str, ...]:
         """The names of the devices that are its own, as in CUDA_VISIBLE_DEVICES."""
@@ -163,7 +168,7 @@ class UnitPlugin(WorkerPlugin):
         if what == "stop":
             self.stop(**details)
         elif what == "expect":
-            self._expected[details.pop("unit")] = details
+            self._expect(details.pop("unit"), details)
         elif what == "reach":
             self._reach(details["id"], pickle.loads(details["store"]))
         elif what == "forget":
@@ -173,9 +178,18 @@ class UnitPlugin(WorkerPlugin):
         elif what == "drop":
             self.carrier.drop(details["job"])
 
+    def _expect(self, unit: str, details: dict[str, Any]) -> None:
+        """A unit is on its way here: what must be brought for it is brought meanwhile."""
+        if "inputs" in details:
+            details["inputs"] = pickle.loads(details["inputs"])
+            details["ahead"] = Ahead(details["inputs"], self, self.carrier.start)
+        self._expected[unit] = details
+
     def stop(self, key: str, reservation: str) -> None:
         """The scheduler took a task back: end it, and say when its slots are free."""
-        self._expected.pop(reservation.partition("#")[0], None)
+        expected = self._expected.pop(reservation.partition("#")[0], {})
+        if "ahead" in expected:
+            expected["ahead"].stop.set()
         with self._lock:
             run = self.runs.get(key)
             if run is not None:
