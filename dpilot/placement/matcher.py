@@ -22,27 +22,26 @@ What an event costs does not grow with the number of pilots or of waiting units:
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
 from dpilot.placement.decision import Decision, Row, home_of, told
 from dpilot.placement.estimates import RunTimes
+from dpilot.placement.fleet import Fleet
 from dpilot.placement.homes import choose
 from dpilot.placement.lines import Line, Queue, Waiting
 from dpilot.placement.places import Need, Pilot, Place, Pool
 from dpilot.placement.policy import Policy
-from dpilot.placement.slots import PilotSlots, Reservation
 from dpilot.placement.spill import Spill
-from dpilot.placement.topology import Site
 from dpilot.placement.transit import Transit
 from dpilot.placement.views import InputView, PilotView, Request
 
 __all__ = ["Binding", "Matcher", "Matching"]
 
 #: How many units are bound, or given another home, by one call.
-_MOST_STEPS = 256
+_MOST_STEPS = 128
 #: How many lines are told at once of a replica.
 _MOST_TOLD = 64
 #: How many pilots a decision remembers.
@@ -69,7 +68,7 @@ class Matching(NamedTuple):
     recheck_s: float | None
 
 
-class Matcher:
+class Matcher(Fleet):
     """Matches waiting units with free slots.
 
     Parameters
@@ -93,164 +92,15 @@ class Matcher:
         inputs: Mapping[str, InputView] | None = None,
     ) -> None:
         self.policy = policy or Policy()
+        super().__init__(Transit(self.policy.links), in_flight_s)
         self.runtimes = RunTimes(unknown_runtime_s)
-        self.transit = Transit(self.policy.links)
-        self.in_flight_s = in_flight_s
         self.inputs: Mapping[str, InputView] = {} if inputs is None else inputs
-        self._pilots: dict[str, Pilot] = {}
-        self._pilot_of: dict[str, Pilot] = {}
-        self._members: dict[str, frozenset[str]] = {}
-        self._pools: dict[str, Pool] = {}
-        self._direct: dict[str, Pool] = {}  # for units that were submitted to one pilot
         self._lines: dict[Request, Line] = {}
         self._readers: dict[str, Line | dict[Line, None]] = {}  # data unit -> who reads it; mostly it is one
         self._changes = 0  # of data units that very many lines read
         self._waiting: dict[str, Waiting] = {}
-        self._changed: dict[Pilot, None] = {}
-        self._fresh: dict[Pilot, None] = {}  # those that may have room since it was last tried to fill it
-        self._marked: list[tuple[Waiting, int, Queue]] = []  # a heap: queues that something has happened to
         self._count = 0
         self._spill = Spill(self)
-
-    # -- pilots and their workers
-
-    def add_pilot(
-        self,
-        pilot: str,
-        site: Site,
-        slots: int,
-        *,
-        memory_nbytes: int | None = None,
-        gpus: int = 0,
-        ends_at: float | None = None,
-    ) -> None:
-        """A pilot that is starting: its workers will bring `slots` slots.
-
-        Parameters
-        ----------
-        pilot : str
-        site : Site
-        slots : int
-        memory_nbytes : int or None
-            Memory of each worker; None: not known.
-        gpus : int
-            GPUs of each worker.
-        ends_at : float or None
-            When it will be gone; None: never, or not known yet (see :meth:`set_end`).
-        """
-        made = self._pilots[pilot] = Pilot(pilot, site, PilotSlots(self.in_flight_s), slots, memory_nbytes, gpus)
-        made.ends_at = ends_at
-        for name, pool in self._pools.items():
-            if pilot in self._members.get(name, (pilot,)):
-                self._join(made, pool)
-        if pilot in self._direct:
-            self._join(made, self._direct[pilot])
-
-    def remove_pilot(self, pilot: str) -> None:
-        """Forget a pilot. Whoever held slots there holds nothing any more."""
-        gone = self._pilots.pop(pilot, None)
-        if gone is None:
-            return
-        for unit in list(gone.slots.reservations):
-            self._pilot_of.pop(unit, None)
-            self.transit.end(unit)
-        self._unreserve(gone)
-        self._changed.pop(gone, None)
-        self._fresh.pop(gone, None)
-        for pool in (*self._pools.values(), *self._direct.values()):
-            self._part(gone, pool)
-        gone.stamp += 1
-
-    def set_end(self, pilot: str, ends_at: float | None) -> None:
-        """When a pilot will be gone: no unit is placed there that is known to run longer."""
-        self._pilots[pilot].ends_at = ends_at
-        for pool in (*self._pools.values(), *self._direct.values()):
-            pool.ends = pool.ends or (ends_at is not None and pilot in pool.root.pilots)
-        self._re_decide(self._pilots[pilot])
-
-    def set_pool(self, pool: str, pilots: frozenset[str] | set[str] | None) -> None:
-        """Which pilots the units of a pool may use; None: all, as long as nobody tells."""
-        if pilots is None:
-            self._members.pop(pool, None)
-        else:
-            self._members[pool] = frozenset(pilots)
-        known = self._pools.get(pool)
-        if known is None:
-            return
-        known.members = self._members.get(pool)
-        for pilot in self._pilots.values():
-            is_there = pilot.name in known.root.pilots
-            if is_there != (known.members is None or pilot.name in known.members):
-                if is_there:
-                    self._unreserve(pilot)
-                    self._part(pilot, known)
-                else:
-                    self._join(pilot, known)
-
-    def add_worker(
-        self, pilot: str, address: str, slots: int, *, memory_nbytes: int | None = None, gpus: int = 0
-    ) -> None:
-        """A worker of `pilot` has joined with `slots` slots; `memory_nbytes` of None is no limit."""
-        held = self._pilots[pilot]
-        held.slots.add_worker(address, slots, memory_nbytes, gpus)
-        if held.declare(max(held.declared, held.slots.total)):
-            self._re_decide(held)
-        self._changed[held] = None
-
-    def open_worker(self, pilot: str, address: str, is_open: bool) -> None:
-        """Let a worker take units, or let it not: it starts, is paused or retires."""
-        held = self._pilots.get(pilot)
-        if held is not None and address in held.slots.workers:
-            held.slots.open_worker(address, is_open)
-            self._unreserve(held)
-            self._changed[held] = None
-
-    def remove_worker(self, pilot: str, address: str) -> None:
-        """A worker of `pilot` is gone; what units held there is free."""
-        held = self._pilots.get(pilot)
-        if held is None or address not in held.slots.workers:
-            return
-        slots = held.slots.workers[address].slots
-        for unit in held.slots.remove_worker(address):
-            self._pilot_of.pop(unit, None)
-            self.transit.end(unit)
-        held.declare(held.declared - slots)
-        self._unreserve(held)
-        self._re_decide(held)
-        self._changed[held] = None
-
-    def idle_slots(self, pilot: str) -> int:
-        """Slots of `pilot` that no unit holds."""
-        return self._pilots[pilot].slots.idle if pilot in self._pilots else 0
-
-    def total_slots(self, pilot: str) -> int:
-        """Slots of all workers of `pilot` that are here."""
-        return self._pilots[pilot].slots.total if pilot in self._pilots else 0
-
-    def held(self, unit: str) -> Reservation | None:
-        """What a bound unit holds: slots, memory and GPUs, by worker; None if it is not bound."""
-        pilot = self._pilot_of.get(unit)
-        return None if pilot is None else pilot.slots.reservations[unit]
-
-    def _join(self, pilot: Pilot, pool: Pool) -> None:
-        pool.add(pilot)
-        self._changed[pilot] = None
-        for queue in pool.nowhere.queues.values():
-            self.mark(queue)
-
-    def _part(self, pilot: Pilot, pool: Pool) -> None:
-        for place in pool.remove(pilot):
-            for queue in place.queues.values():
-                self.mark(queue)
-
-    def _re_decide(self, pilot: Pilot) -> None:
-        """What a pilot can do has changed: lines may have other homes."""
-        for pool in (*self._pools.values(), *self._direct.values()):
-            if pilot.name in pool.root.pilots:
-                pool.version += 1
-                for queue in pool.nowhere.queues.values():
-                    self.mark(queue)
-        self._mark_all(pilot)
 
     # -- units
 
@@ -352,25 +202,6 @@ class Matcher:
 
     # -- where lines stand
 
-    def _pool(self, request: Request) -> Pool:
-        if request.pilot is not None:
-            pools, name = self._direct, request.pilot
-        else:
-            pools, name = self._pools, request.pool
-        pool = pools.get(name)
-        if pool is None:
-            members = self._members.get(request.pool) if request.pilot is None else frozenset((request.pilot,))
-            pool = pools[name] = Pool(members, is_flat=request.pilot is not None)
-            for pilot in self._pilots.values():
-                if members is None or pilot.name in members:
-                    self._join(pilot, pool)
-        return pool
-
-    @property
-    def pools(self) -> Collection[Pool]:
-        """The pools that units were submitted to."""
-        return self._pools.values()
-
     def views(self, request: Request) -> list[InputView]:
         """The inputs of a request as they are now."""
         inputs = self.inputs
@@ -415,27 +246,6 @@ class Matcher:
             self._count += 1
             queue = place.queues[need] = Queue(place, pool, need, self._count)
         return queue
-
-    def mark(self, queue: Queue) -> None:
-        """Something has happened to a queue: see what it can do when next asked."""
-        head = queue.head()
-        if head is None:
-            self._unreserve(queue.reserved)
-        elif queue.marked is not head:
-            queue.marked = head
-            heapq.heappush(self._marked, (head, queue.number, queue))
-
-    def _mark_all(self, pilot: Pilot) -> None:
-        for place in pilot.places:
-            for queue in place.queues.values():
-                self.mark(queue)
-
-    def _unreserve(self, pilot: Pilot | None) -> None:
-        """Let everybody have a pilot's slots again."""
-        if pilot is not None and pilot.reserved is not None:
-            queue, pilot.reserved = pilot.reserved, None
-            queue.reserved = queue.reserved_for = None
-            self._mark_all(pilot)
 
     # -- decisions
 

@@ -55,7 +55,7 @@ def test_one_call_binds_a_bounded_number_and_asks_for_the_next_at_once():
     m = world(pilots=400, units=2000)
     calls, most = drain(m)
     assert calls > 2
-    assert most <= 256
+    assert most <= 128
     assert len(m) == 1200
 
 
