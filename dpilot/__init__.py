@@ -4,6 +4,7 @@ Name your data and your computers with the same labels, say what each piece of w
 where the data lies. It speaks the Pilot API and runs on ``dask.distributed`` and ``fsspec``.
 """
 
+from dpilot import monitor  # noqa: F401 - has the schedulers of this process watched
 from dpilot._version import version
 from dpilot.descriptions import (
     ComputeUnitDescription,

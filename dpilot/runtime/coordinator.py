@@ -38,6 +38,7 @@ from dpilot.placement import (
 )
 from dpilot.runtime import adapter
 from dpilot.runtime.catalogue import Catalogue
+from dpilot.runtime.observers import Observers
 from dpilot.runtime.records import DataRecord, PilotRecord, Record, Records, ServiceRecord, StoreRecord, UnitRecord
 from dpilot.runtime.staging import Inputs, Replica
 from dpilot.runtime.views import DataViews
@@ -75,19 +76,25 @@ class Coordinator:
         self._background: set[asyncio.Task[Any]] = set()
         self.catalogue = Catalogue(scheduler, self.records, self.matcher, self)
         self._jobs: dict[str, tuple[str, asyncio.Future[Any]]] = {}  # worker, and who waits
+        self.observers = Observers()
+        self.observers.begin(self)
 
     # ---------------------------------------------------------------- events to clients
 
     def advance(self, record: Record, state: State, at: float | None = None, **extra: Any) -> bool:
         """Change a record's state and tell those who follow it."""
         at = time.time() if at is None else at
+        before = record.life.state
         if not record.life.advance(state, max(at, record.life.history[-1].timestamp)):
             return False
         self.tell(record, state, extra)
+        self.observers.advanced(record, before)
         return True
 
     def tell(self, record: Record, state: State | None, extra: dict[str, Any]) -> None:
         """Tell those who follow a record."""
+        if state is None:
+            self.observers.told(record)
         at = record.life.history[-1].timestamp
         for client in record.watchers:
             if not self._events:
@@ -187,6 +194,7 @@ class Coordinator:
         if record.life.state.is_final:  # recomputed
             return
         begun, ended = (computed[0]["start"], computed[-1]["stop"]) if computed else (None, None)
+        record.began = begun
         if record.life.state is State.Pending:
             self.advance(record, State.Running, begun)
         if begun is not None and ended is not None:
@@ -311,6 +319,7 @@ class Coordinator:
         pilot = self.records.pilots.get(record.pilot or "")
         if pilot is None:
             return
+        self.observers.staged(record, details["transfers"])
         for du, pd, nbytes, seconds in details["transfers"]:
             store, data = self.records.stores.get(pd), self.records.data.get(du)
             if store is not None:

@@ -174,6 +174,7 @@ class UnitRecord(Record):
 
     __slots__ = (
         "attempt",
+        "began",
         "decision",
         "directory",
         "key",
@@ -205,6 +206,7 @@ class UnitRecord(Record):
         self.pilot: str | None = None
         self.worker: str | None = None
         self.attempt = 0
+        self.began: float | None = None  # when its thread began with it, which staged first; known at its end
         self.recompute = False  # whether Dask may run it again when its result was lost
         self.decision: Decision | None = None
         self.nbytes = (0, 0, 0)  # of input, by the distance they were read from

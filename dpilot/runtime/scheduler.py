@@ -47,6 +47,10 @@ class PilotPlugin(Calls, SchedulerPlugin):
         adapter.answer_reports(scheduler, self.take_report)
         adapter.answer_cancels(scheduler, self._dask_cancels)
 
+    async def before_close(self) -> None:
+        """The scheduler ends."""
+        self.observers.close()
+
     # ---------------------------------------------------------------- tasks
 
     def update_graph(

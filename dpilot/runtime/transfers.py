@@ -12,7 +12,7 @@ import asyncio
 import pickle
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -169,6 +169,16 @@ class Transfers:
     def __iter__(self) -> Iterator[Transfer]:
         """All transfers: those that have ended, as far as they are remembered, move, or wait."""
         return chain(self.ended, self._moving.values(), chain.from_iterable(self._waiting.values()))
+
+    @property
+    def moving(self) -> Collection[Transfer]:
+        """Those that are under way."""
+        return self._moving.values()
+
+    @property
+    def n_waiting(self) -> int:
+        """How many wait for room."""
+        return sum(map(len, self._waiting.values()))
 
     def moved(self, id: str, nbytes: int) -> None:
         """The mover of a transfer tells how far it is."""
