@@ -17,20 +17,29 @@ class RunTimes:
         What is assumed of a kind that has not run yet, in seconds.
     """
 
-    __slots__ = ("_mean_s", "unknown_s")
+    __slots__ = ("_deviation_s", "_mean_s", "unknown_s")
 
     def __init__(self, unknown_s: float = 0.5) -> None:
         self.unknown_s = unknown_s
         self._mean_s: dict[str, float] = {}
+        self._deviation_s: dict[str, float] = {}  # mean of how far they were off the mean
 
     def observe(self, kind: str, seconds: float) -> None:
         """A unit of `kind` has run for `seconds`."""
         mean_s = self._mean_s.get(kind)
+        off_s = 0.0 if mean_s is None else abs(seconds - mean_s)
+        deviation_s = self._deviation_s.get(kind, 0.0)
+        self._deviation_s[kind] = deviation_s + _WEIGHT * (off_s - deviation_s)
         self._mean_s[kind] = seconds if mean_s is None else mean_s + _WEIGHT * (seconds - mean_s)
 
     def known_s(self, kind: str) -> float | None:
         """How long a unit of `kind` is expected to run, in seconds; None if none has run yet."""
         return self._mean_s.get(kind)
+
+    def soonest_s(self, kind: str) -> float | None:
+        """How soon a unit of `kind` may well end, in seconds; None if none has run yet."""
+        mean_s = self._mean_s.get(kind)
+        return None if mean_s is None else max(0.0, mean_s - 2 * self._deviation_s[kind])
 
     def expected_s(self, kind: str) -> float:
         """How long a unit of `kind` is expected to run, in seconds."""

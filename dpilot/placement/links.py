@@ -158,6 +158,12 @@ class Links:
             kept.latency_s = link.latency_s if link.latency_s is not None else kept.latency_s
 
     def _link(self, source: Site, target: Site) -> _Link:
+        begin, end = source.datacenter, target.datacenter
+        if begin and end and begin != end:  # not kept by pair of sites: there may be millions of them
+            link = self._links.get((begin, end, False))
+            if link is None:
+                link = self._links[begin, end, False] = _Link((begin, end), Distance.OTHER_DATACENTER)
+            return link
         link = self._between.get((source, target))
         if link is None:
             distance = source.distance(target)
@@ -256,7 +262,7 @@ class Links:
         alone : bool
             As if nothing else was on the link; else beside what is on it now.
         """
-        link = self._between.get((source, target)) or self._link(source, target)
+        link = self._link(source, target)
         if link.transfers and not alone:
             return self._seconds(link, nbytes, n_files, link.transfers + 1)
         if link.as_of != self._news:

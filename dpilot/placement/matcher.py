@@ -42,6 +42,8 @@ __all__ = ["Binding", "Matcher", "Matching"]
 
 #: How many units are bound, or given another home, by one call.
 _MOST_STEPS = 128
+#: How many pilots with room that nobody takes at home are offered to others by one call.
+_MOST_FRESH = 16
 #: How many lines are told at once of a replica.
 _MOST_TOLD = 64
 #: How many pilots a decision remembers.
@@ -167,6 +169,12 @@ class Matcher(Fleet):
             pilot.slots.release(unit)
             self._changed[pilot] = None
 
+    def leave(self, unit: str) -> None:
+        """A unit is about to end: the next one may be sent after it, see :meth:`PilotSlots.leave`."""
+        pilot = self._pilot_of.get(unit)
+        if pilot is not None and pilot.slots.leave(unit):
+            self._changed[pilot] = None
+
     def keep(self, unit: str, name: str) -> None:
         """`unit` was taken back, but what it started still runs: its slots stay taken, by `name` from now on."""
         pilot = self._pilot_of.pop(unit, None)
@@ -264,9 +272,12 @@ class Matcher(Fleet):
         self._changed.clear()
         if not self._serve(bindings, now):
             return Matching(bindings, 0.0)
-        recheck_s = self._spill.spill(list(self._fresh), bindings, now, _MOST_STEPS)
-        self._fresh.clear()
-        return Matching(bindings, 0.0 if self._marked or len(bindings) >= _MOST_STEPS else recheck_s)
+        fresh = list(islice(self._fresh, _MOST_FRESH))
+        recheck_s = self._spill.spill(fresh, bindings, now, _MOST_STEPS)
+        for pilot in fresh:
+            del self._fresh[pilot]
+        is_left = self._marked or self._fresh or len(bindings) >= _MOST_STEPS
+        return Matching(bindings, 0.0 if is_left else recheck_s)
 
     def _serve(self, bindings: list[Binding], now: float) -> bool:
         """Let queues take slots of their homes. Returns whether all was done."""

@@ -64,6 +64,7 @@ class _Worker:
     units: set[str] = field(default_factory=set)
     is_open: bool = True
     changes: int = 0
+    leaving: int = 0  # slots that are not counted as busy any more, though their units have not ended
 
     @property
     def idle(self) -> int:
@@ -108,6 +109,7 @@ class PilotSlots:
         self.open = 0  # of them, those of workers that take units
         self.idle = 0  # of those, the ones that no unit holds
         self.backlog_s = 0.0
+        self._leaving: set[str] = set()
         self._joined = 0
         self._sizes: dict[tuple[int | None, int], int] = {}  # memory and GPUs -> how many workers have as much
         # Workers with so many slots -> a heap of those that have any room, and what is out of date. Of workers with as
@@ -200,7 +202,7 @@ class PilotSlots:
         """Whether the pilot would take such a unit now."""
         if slots == 1 and not memory_nbytes and not gpus:
             return self.has_room(expected_s)
-        if slots > 1 and self.idle < slots:
+        if slots > 1 and self.idle - len(self._leaving) < slots:
             return False
         return self._shares(slots, expected_s, memory_nbytes, gpus) is not None
 
@@ -254,7 +256,7 @@ class PilotSlots:
                     return [Share(worker.address, 1, memory_nbytes, tuple(worker.free_gpus[:gpus]))]
             return None
         free = (
-            (w.address, w.idle, None if w.memory_nbytes is None else w.free_nbytes, w.free_gpus)
+            (w.address, w.idle - w.leaving, None if w.memory_nbytes is None else w.free_nbytes, w.free_gpus)
             for w in self.workers.values()
         )
         return _spread(free, slots, memory_nbytes, gpus)
@@ -270,7 +272,7 @@ class PilotSlots:
         will do, and stay so until released.
         """
         expected_s = max(expected_s, LEAST_UNIT_S)
-        if slots > 1 and self.idle < slots:
+        if slots > 1 and self.idle - len(self._leaving) < slots:
             return None
         shares = self._shares(slots, expected_s, memory_nbytes, gpus)
         if shares is None:
@@ -288,6 +290,9 @@ class PilotSlots:
         """What `unit` holds is held by `name` from now on."""
         reservation = self.reservations.pop(unit)
         self.reservations[name] = reservation
+        if unit in self._leaving:
+            self._leaving.remove(unit)
+            self._leaving.add(name)
         for share in reservation.shares:
             units = self.workers[share.worker].units
             units.discard(unit)
@@ -318,11 +323,36 @@ class PilotSlots:
             worker.free_gpus = sorted((*worker.free_gpus, *share.gpus))
         self._stand(worker)
 
+    def leave(self, unit: str) -> bool:
+        """`unit` is about to end: let the next one be sent to its worker, where it waits for the thread to be free.
+
+        So a slot does not stand idle while messages travel. What asks for several slots, memory or GPUs has to wait for
+        those that are free indeed. Returns whether there is room for another unit now.
+        """
+        reservation = self.reservations.get(unit)
+        if reservation is None or reservation.several or unit in self._leaving:
+            return False
+        (share,) = reservation.shares
+        worker = self.workers[share.worker]
+        if share.memory_nbytes or share.gpus or not worker.is_open or worker.busy > worker.slots:
+            return False
+        self._leaving.add(unit)
+        worker.leaving += 1
+        self._change(worker, share, -1, reservation.expected_s)
+        return True
+
     def release(self, unit: str) -> bool:
         """Give back what `unit` holds. Returns whether it held anything."""
         reservation = self.reservations.pop(unit, None)
         if reservation is None:
             return False
+        if unit in self._leaving:
+            self._leaving.remove(unit)
+            worker = self.workers[reservation.worker]
+            worker.units.discard(unit)
+            worker.leaving -= 1
+            self._stand(worker)
+            return True
         for share in reservation.shares:
             worker = self.workers[share.worker]
             worker.exclusive -= reservation.several
