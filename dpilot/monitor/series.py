@@ -30,7 +30,8 @@ class Level:
     __slots__ = ("_areas", "_began", "_size", "_step_s", "_used", "_value", "_when")
 
     def __init__(self, now: float, step_s: float = 0.25, size: int = 240) -> None:
-        self._began = self._when = now
+        self._began = now
+        self._when = 0.0  # since it began: what is left of the precision of a time since the epoch would not do
         self._step_s = step_s
         self._size = size
         self._areas = array("d", [0.0])  # level times seconds
@@ -52,11 +53,12 @@ class Level:
         self.set(self._value + more, now)
 
     def _go_on(self, now: float) -> None:
-        while self._when < now:
-            end = self._began + (self._used + 1) * self._step_s
-            if now < end:
-                self._areas[self._used] += self._value * (now - self._when)
-                self._when = now
+        to = now - self._began
+        while self._when < to:
+            end = (self._used + 1) * self._step_s
+            if to < end:
+                self._areas[self._used] += self._value * (to - self._when)
+                self._when = to
                 return
             self._areas[self._used] += self._value * max(0.0, end - self._when)
             self._when = end
@@ -73,10 +75,10 @@ class Level:
         self._go_on(now)
         times, means = [], []
         for i, area in enumerate(self._areas):
-            begin = self._began + i * self._step_s
+            begin = i * self._step_s
             lasted = min(self._step_s, self._when - begin)
             if lasted > 0:
-                times.append(begin + lasted / 2)
+                times.append(self._began + begin + lasted / 2)
                 means.append(area / lasted)
         return times, means
 

@@ -1,5 +1,7 @@
 """Levels over time and histograms: exact, in bounded room."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +27,7 @@ def test_a_level_keeps_the_area_under_it_however_long_it_goes_on(changes, last):
     edges = [1000.0]
     for t in times:  # each point is the middle of its step
         edges.append(2 * t - edges[-1])
-    steps = [b - a for a, b in zip(edges, edges[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(edges)]
     assert edges[-1] == pytest.approx(now, rel=1e-9)
     assert sum(m * s for m, s in zip(means, steps, strict=True)) == pytest.approx(area, abs=1e-4, rel=1e-4)
 
