@@ -264,8 +264,8 @@ def test_cancel_of_a_staging_unit(
     pcs: PilotComputeService, pds: PilotDataService, cds: ComputeDataService, tmp_path: Path
 ) -> None:
     cds.add_pilot_data_service(pds)
-    pilot = start(pcs, tmp_path / "work", affinity_machine_label="m1")
-    store = pds.create_pilot({"service_url": f"file://{tmp_path}/store", "affinity_machine_label": "m2"})
+    pilot = start(pcs, tmp_path / "work", affinity_datacenter_label="eu")
+    store = pds.create_pilot({"service_url": f"file://{tmp_path}/store", "affinity_datacenter_label": "us"})
     (tmp_path / "input").write_bytes(bytes(1 << 20))
     du = store.submit_data_unit({"file_urls": [str(tmp_path / "input")]})
     assert du.wait(LONG_S) == "Running"

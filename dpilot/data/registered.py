@@ -240,6 +240,12 @@ class Registered(Store):
         except StoreError:
             return False
 
+    @property
+    def is_here(self) -> bool:
+        """Whether there is anything where the first of the local files was."""
+        assert isinstance(self.root, _Unit)
+        return any(file.local is not None and file.local.exists() for file in self.root.files.values())
+
     def reach(self) -> Location:
         """What stands for the root, once sure that this process sees the local files, if there are any.
 

@@ -44,8 +44,8 @@ def reachable(place: Place, scheduler: str) -> Store:
     store = place.store
     if store.root.local is None or store.store_id is None or store.is_visible():
         return store
-    if place.host is None and isinstance(store, Registered):
-        return store  # which says what is wrong: its files may have been changed
+    if place.host is None and isinstance(store, Registered) and store.is_here:
+        return store  # which says what is wrong: its files were changed
     root = PeerLocation("file", store.url, "", store_id=store.store_id, host=place.host, scheduler=scheduler)
     return store.through(root)
 

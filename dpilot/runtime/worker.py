@@ -239,6 +239,8 @@ class UnitPlugin(WorkerPlugin):
 
     def teardown(self, worker: Worker) -> None:
         """Dask calls this when the worker ends."""
+        if type(self)._here is self:
+            type(self)._here = None
         self.host.close()
         if "carrier" in self.__dict__:
             self.carrier.close()
