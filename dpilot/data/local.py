@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import IO, Any
 
 from dpilot.data.location import Chunks, Location
@@ -20,6 +22,10 @@ __all__ = ["LocalLocation"]
 
 #: Files are read in pieces that stay in the processor's cache while they are hashed and written.
 _CHUNK = 256 * 1024
+#: From so many bytes on, reading and writing at the same time saves more than a thread costs; and how many pieces the
+#: thread may be ahead.
+_LARGE = 8 * 1024 * 1024
+_AHEAD = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +66,50 @@ class LocalLocation(Location):
         with self.errors("read"):
             file = self.local.open("rb", buffering=0)
         with file:
-            view = memoryview(bytearray(min(_CHUNK, nbytes + 1) if nbytes else _CHUNK))
+            size = os.fstat(file.fileno()).st_size
+            if size >= _LARGE:
+                yield from self._read_ahead(file)
+                return
+            view = memoryview(bytearray(min(_CHUNK, size + 1)))
             while True:
                 with self.errors("read"):
                     count = file.readinto(view)
                 if not count:
                     return
                 yield view[:count]
+
+    def _read_ahead(self, file: io.FileIO) -> Iterator[memoryview]:
+        """The pieces of a large file, read by a thread of its own while the ones before are hashed and written."""
+        free: SimpleQueue[memoryview | None] = SimpleQueue()
+        full: SimpleQueue[tuple[memoryview, int] | OSError] = SimpleQueue()
+
+        def fill() -> None:
+            try:
+                while (view := free.get()) is not None:
+                    count = file.readinto(view)
+                    full.put((view, count))
+                    if not count:
+                        return
+            except OSError as error:
+                full.put(error)
+
+        for _ in range(_AHEAD):
+            free.put(memoryview(bytearray(_CHUNK)))
+        thread = threading.Thread(target=fill, name="dpilot-read-ahead")
+        thread.start()
+        try:
+            while True:
+                item = full.get()
+                if isinstance(item, OSError):
+                    raise self.error("read", item) from item
+                view, count = item
+                if not count:
+                    return
+                yield view[:count]
+                free.put(view)
+        finally:
+            free.put(None)
+            thread.join()
 
     def write(self, chunks: Chunks, nbytes: int | None = None, *, mode: int = 0o444) -> None:
         """Write a file from pieces. If they end in an error, what was there before stays as it was."""

@@ -1,0 +1,305 @@
+"""A bucket of S3, reached by obstore: several requests at once, and no Python between a socket and memory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import fsspec
+import obstore
+from botocore import UNSIGNED  # type: ignore[import-untyped]
+from fsspec.asyn import sync
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
+
+__all__ = ["Bucket", "connect"]
+
+# Large objects are moved in parts of this size, several at once.
+_PART = 16 * 1024 * 1024
+_LONG_PART = 4 * _PART  # which are not kept, so they may be longer
+_FAST = 400e6  # bytes a second of one connection
+_PIECE = 256 * 1024  # small enough to stay in the processor's cache while it is hashed and written
+_MAX_PARTS = 9_000  # S3 takes 10,000
+
+# Further parts of one object, and of all objects together, that may be on their way or in memory.
+_AHEAD = 3
+_AHEAD_OF_ALL = 12
+_ahead = threading.BoundedSemaphore(_AHEAD_OF_ALL)
+
+# What we translate for obstore; with any other option, s3fs is used.
+_OPTIONS = frozenset({"anon", "client_kwargs", "endpoint_url", "key", "profile", "secret", "token"})
+_CLIENT_OPTIONS = frozenset({"endpoint_url", "region_name"})
+_AWS = re.compile(r"https://s3(\.[a-z0-9-]+)?\.amazonaws\.com")
+_RETRY: Any = {
+    "max_retries": 2,
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=1), "base": 2},
+    "retry_timeout": timedelta(seconds=60),
+}
+
+
+#: What Python sees as bytes.
+Buffer: TypeAlias = Any
+
+
+class _Clock:
+    """How fast pieces come, without the time that their reader takes."""
+
+    def __init__(self) -> None:
+        self._waited_s, self._nbytes = 0.0, 0
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether they come as fast as they could be taken: then further connections would only compete for cores."""
+        return self._nbytes > _FAST * self._waited_s
+
+    def timed(self, pieces: Iterable[Buffer]) -> Iterator[Buffer]:
+        """The same pieces."""
+        since = time.perf_counter()
+        for piece in pieces:
+            self._waited_s += time.perf_counter() - since
+            self._nbytes += len(piece)
+            yield piece
+            since = time.perf_counter()
+
+
+class Bucket:
+    """One bucket. Several threads may use it; other processes, also forked ones, must not."""
+
+    def __init__(self, store: S3Store) -> None:
+        self._store = store
+
+    def read(self, key: str, *, empty: bool = False) -> Iterator[Buffer]:
+        """The bytes of an object in pieces.
+
+        Parameters
+        ----------
+        key : str
+        empty : bool
+            Whether it is thought to be empty: of an empty object there is no range.
+
+        Raises
+        ------
+        OSError
+            One of Python's own, that says in a sentence what obstore says on a page.
+        """
+        with _errors():
+            first = obstore.get(self._store, key, options={} if empty else {"range": (0, _PART)})
+            size = first.meta["size"]
+            if empty or size <= _PART:
+                yield from first.stream(_PIECE)
+                return
+            yield from self._parts(key, first.stream(_PIECE), range(_PART, size))
+
+    def _parts(self, key: str, pieces: Iterable[Buffer], rest: range) -> Iterator[Buffer]:
+        """The pieces at hand, then the rest of a large object."""
+        fast = True
+        waiting: deque[Future[list[Buffer]]] = deque()
+        with ThreadPoolExecutor(_AHEAD, thread_name_prefix="dpilot-s3") as pool:
+            try:
+                while True:
+                    while not fast and rest and len(waiting) < _AHEAD and _ahead.acquire(blocking=False):
+                        waiting.append(pool.submit(self._part, key, rest[:_PART]))
+                        rest = rest[_PART:]
+                    if isinstance(pieces, list):
+                        yield from pieces
+                    else:
+                        clock = _Clock()
+                        yield from clock.timed(pieces)
+                        fast = clock.is_fast
+                    if waiting:
+                        future = waiting.popleft()
+                        _ahead.release()
+                        pieces = future.result()
+                    elif rest:
+                        nbytes = _LONG_PART if fast else _PART
+                        pieces, rest = self._stream(key, rest[:nbytes]), rest[nbytes:]
+                    else:
+                        return
+            finally:
+                for future in waiting:
+                    future.cancel()
+                    _ahead.release()
+
+    def _stream(self, key: str, part: range) -> Iterable[Buffer]:
+        return obstore.get(self._store, key, options={"range": (part.start, part.stop)}).stream(_PIECE)
+
+    def _part(self, key: str, part: range) -> list[Buffer]:
+        return list(self._stream(key, part))
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write a small object, with one request; raises as :meth:`read` does."""
+        with _errors():
+            obstore.put(self._store, key, data, use_multipart=False)
+
+    @staticmethod
+    def part_size(nbytes: int | None) -> int:
+        """The size of the parts in which to write an object of so many bytes."""
+        return max(_PART, (nbytes or 0) // _MAX_PARTS + 1)
+
+    def write(self, key: str, pieces: Iterator[bytes], part: int, errors: AbstractContextManager[None]) -> None:
+        """Write a large object in parts; if the pieces end in an error, or anything fails, there is none.
+
+        Parameters
+        ----------
+        key : str
+        pieces : iterator of bytes
+        part : int
+            The size of a part, in bytes.
+        errors : context manager
+            Entered for what is not an error of the pieces.
+        """
+        failures: list[BaseException] = []
+
+        def body() -> Iterator[bytes]:
+            try:
+                yield from pieces
+            except BaseException as error:
+                failures.append(error)
+                raise
+
+        extra = sum(_ahead.acquire(blocking=False) for _ in range(_AHEAD))
+        try:
+            with errors, _errors():
+                obstore.put(self._store, key, body(), use_multipart=True, chunk_size=part, max_concurrency=1 + extra)
+        except BaseException:
+            if failures:  # says more than the error of the abort, if that failed too
+                raise failures[0] from None
+            raise
+        finally:
+            for _ in range(extra):
+                _ahead.release()
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turn an error of obstore, which is a page of text, into one of Python's own."""
+    try:
+        yield
+    except BaseError as error:
+        text = str(error)
+        message = re.search(r"<Message>([^<]+)</Message>", text)
+        said = message[1] if message else text.partition("\n")[0].rpartition(" - ")[2]
+        status = re.search(r"status code: (\d{3})", text)
+        if status is None:
+            raise ConnectionError(said) from None
+        code = int(status[1])
+        if code in (401, 403):
+            raise PermissionError(said) from None
+        passing = code >= 500 or code == 429
+        raise OSError(errno.EREMOTEIO if passing else errno.EIO, said) from None
+
+
+# ---------------------------------------------------------------------- finding the way
+
+_buckets: dict[str, Bucket | None] = {}
+_lock = threading.Lock()
+_pid: list[int] = []  # of the process that has obstore's threads; where they were forked away, it would wait for ever
+
+
+def connect(name: str, options: Mapping[str, Any], file_system: Callable[[], Any]) -> Bucket | None:
+    """Reach a bucket with the credentials, endpoint and region that s3fs would use.
+
+    Parameters
+    ----------
+    name : str
+        The bucket's.
+    options : mapping
+        The `storage_options`.
+    file_system : callable
+        Gives the file system of s3fs that was made with them.
+
+    Returns
+    -------
+    Bucket or None
+        None if only s3fs can be asked: its options mean more than we can tell obstore, or the bucket is not there.
+    """
+    if _pid and _pid[0] != os.getpid():
+        return None
+    wanted = fsspec.config.conf.get("s3", {}) | options
+    token = fsspec.utils.tokenize(name, wanted)
+    with _lock:
+        if token not in _buckets:
+            found = None
+            if wanted.keys() <= _OPTIONS and wanted.get("client_kwargs", {}).keys() <= _CLIENT_OPTIONS:
+                try:
+                    found = _connect(name, file_system())
+                except Exception:
+                    return None  # it may be there next time; until then, s3fs says what is wrong
+            _buckets[token] = found
+            _pid[:] = [os.getpid()]
+        return _buckets[token]
+
+
+def _connect(name: str, fs: Any) -> Bucket | None:
+    client = fs.connect()
+    config = client.meta.config
+    anonymous = config.signature_version is UNSIGNED
+    other = ("proxies", "use_dualstack_endpoint", "use_fips_endpoint")
+    own = config.s3 or {}
+    if (
+        any(getattr(config, name, None) for name in other)
+        or not own.keys() <= {"addressing_style"}
+        or own.get("addressing_style", "auto") not in ("auto", "path")
+    ):
+        return None
+    if not anonymous and config.signature_version != "s3v4":
+        return None
+    endpoint: str = client.meta.endpoint_url
+    bundle = fs.session.get_config_variable("ca_bundle")
+    # Also says whether the bucket is there, and where.
+    headers = fs.call_s3("head_bucket", Bucket=name)["ResponseMetadata"]["HTTPHeaders"]
+    region = headers.get("x-amz-bucket-region") or client.meta.region_name or "us-east-1"
+    if _AWS.fullmatch(endpoint):
+        endpoint = f"https://s3.{region}.amazonaws.com"
+    client_options: Any = {"connect_timeout": "20s", "read_timeout": "60s", "timeout": "1h"}
+    if endpoint.startswith("http://"):
+        client_options["allow_http"] = True
+    elif bundle:
+        client_options["root_certificate"] = Path(bundle).read_bytes()
+    store = S3Store(
+        name,
+        endpoint=endpoint,
+        region=region,
+        virtual_hosted_style_request=False,
+        skip_signature=anonymous,
+        client_options=client_options,
+        retry_config=_RETRY,
+        # Always given, as obstore would look into the environment for a part of them otherwise.
+        credential_provider=None if anonymous else _Credentials(fs),
+    )
+    return Bucket(store)
+
+
+class _Credentials:
+    """Those of s3fs, as obstore asks for them. They are neither shown nor pickled."""
+
+    def __init__(self, fs: Any) -> None:
+        self._fs = fs
+
+    def __call__(self) -> Any:
+        fs = self._fs
+        if fs.key and fs.secret:
+            return {"access_key_id": fs.key, "secret_access_key": fs.secret, "token": fs.token, "expires_at": None}
+        frozen = sync(fs.loop, self._frozen, fs.session)
+        # botocore renews those that expire; so ask it again before long.
+        soon = datetime.now(UTC) + timedelta(minutes=6)
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": soon,
+        }
+
+    @staticmethod
+    async def _frozen(session: Any) -> Any:
+        return await (await session.get_credentials()).get_frozen_credentials()

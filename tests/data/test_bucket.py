@@ -1,0 +1,136 @@
+"""Buckets by obstore: when it is used, that it moves the right bytes, and what is left when it fails."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from dpilot.data import Store, bucket
+from dpilot.data.s3 import S3Location
+from dpilot.errors import StoreError
+from tests.services import S3
+
+pytestmark = pytest.mark.s3
+
+LARGE = random.Random(1).randbytes(40 * 1024 * 1024 + 5)
+
+
+def place(s3: S3, **options: Any) -> S3Location:
+    """A new place, reached with these further options."""
+    root = Store(f"s3://{s3.bucket()}/some prefix", s3.storage_options | options).root
+    assert isinstance(root, S3Location)
+    return root
+
+
+def pieces(data: bytes) -> Iterator[bytes]:
+    yield from (data[start : start + 300_000] for start in range(0, len(data), 300_000))
+
+
+def uploads(location: S3Location) -> list[Any]:
+    """Uploads under way in the bucket."""
+    found = location.fs.call_s3("list_multipart_uploads", Bucket=location.path.partition("/")[0])
+    return list(found.get("Uploads") or ())
+
+
+@pytest.mark.parametrize("fast", [0, math.inf])
+@pytest.mark.parametrize("size", [0, 1, 1000, 100_000, 100_001, 250_000, 1_234_567])
+def test_all_sizes_arrive(s3: S3, monkeypatch: pytest.MonkeyPatch, size: int, fast: float) -> None:
+    """Whether a connection seems as fast as can be (0), or not (inf), so that parts are fetched ahead."""
+    for name, value in {"_PART": 100_000, "_LONG_PART": 300_000, "_PIECE": 30_000, "_FAST": fast}.items():
+        monkeypatch.setattr(bucket, name, value)
+    target = place(s3).child("a b")
+    data = LARGE[:size]
+    target.fs.pipe_file(target.path, data)
+    for thought in (size, None, size + 7, max(size - 7, 1)):
+        assert b"".join(map(bytes, target.read(thought))) == data
+    assert bucket._ahead._value == bucket._AHEAD_OF_ALL
+
+
+def test_a_reader_that_stops_early_gives_back_its_parts(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = place(s3).child("a")
+    target.write(pieces(LARGE), len(LARGE))
+    for name, value in {"_PART": 1024 * 1024, "_FAST": math.inf}.items():
+        monkeypatch.setattr(bucket, name, value)
+    reading = target.read(len(LARGE))
+    for _ in range(20):
+        next(reading)
+    assert bucket._ahead._value < bucket._AHEAD_OF_ALL
+    reading.close()
+    assert bucket._ahead._value == bucket._AHEAD_OF_ALL
+
+
+def test_it_is_used_where_all_options_can_be_told(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = s3.bucket()
+    rest = {"endpoint_url": s3.endpoint_url}
+    known = {"key": s3.key, "secret": s3.secret}
+
+    def used(**options: Any) -> bool:
+        root = Store(f"s3://{name}", options).root
+        assert isinstance(root, S3Location)
+        by_obstore = root.child("a")._bucket()[0] is not None
+        for target in (root.child("a"), root.child("new\nline")):
+            target.write([b"content"])
+            assert b"".join(map(bytes, target.read(None))) == b"content"
+        assert root.child("new\nline")._bucket()[0] is None
+        return by_obstore
+
+    assert used(**rest, **known)
+    assert used(**known, client_kwargs={"endpoint_url": s3.endpoint_url, "region_name": "us-east-1"})
+    assert used(**rest, **known, config_kwargs={"connect_timeout": 9}) is False
+    assert used(**rest, **known, client_kwargs={"verify": False}) is False
+    # Credentials that are found in the environment are those of s3fs, whatever else is there.
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret)
+    assert used(**rest)
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of another key")
+    assert used(**rest, **known)
+    # In a process that was forked from one which has used it, it would wait for ever.
+    monkeypatch.setattr(bucket, "_pid", [1])
+    assert used(**rest, **known) is False
+
+
+def test_a_failed_upload_leaves_nothing(s3: S3) -> None:
+    target = place(s3).child("a")
+
+    def fail() -> Iterator[bytes]:
+        yield from pieces(LARGE)
+        raise RuntimeError("planted")
+
+    with pytest.raises(RuntimeError, match="planted"):
+        target.write(fail(), len(LARGE))
+    assert not target.exists()
+    assert uploads(target) == []
+
+
+def test_what_a_killed_upload_left_is_thrown_away_by_the_next(s3: S3) -> None:
+    target = place(s3).child("a")
+    name, _, key = target.path.partition("/")
+    for other in (key, f"{key}b"):
+        target.fs.call_s3("create_multipart_upload", Bucket=name, Key=other)
+    target.write(pieces(LARGE), len(LARGE))
+    assert [upload["Key"] for upload in uploads(target)] == [f"{key}b"]
+    assert b"".join(map(bytes, target.read(len(LARGE)))) == LARGE
+
+
+def test_errors_are_sentences_without_credentials(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {"access_key_id": s3.key, "secret_access_key": "a-wrong-secret", "token": None, "expires_at": None}
+    monkeypatch.setattr(bucket._Credentials, "__call__", lambda _: wrong)
+    target = place(s3).child("a")
+    found, _ = target._bucket()
+    assert found is not None
+    with pytest.raises(StoreError, match="PermissionError: The request signature we calculated") as caught:
+        target.write(pieces(LARGE), len(LARGE))
+    assert str(caught.value).startswith(f"cannot write {target.url}: ")
+    assert len(str(caught.value)) < 300
+    assert caught.value.transient is False
+    for text in (str(caught.value), repr(found), repr(found._store), repr(target)):
+        assert "a-wrong-secret" not in text
+    # A request that stands alone is tried again by s3fs, whose credentials are right.
+    target.write([b"small"], 5)
+    assert b"".join(map(bytes, target.read(5))) == b"small"
+    with pytest.raises(StoreError, match="there is no such file, directory or bucket"):
+        list(target.child("b").read(None))
