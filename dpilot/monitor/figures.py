@@ -30,6 +30,7 @@ class SlotsOverTime:
         self.root = _figure(theme, height=260, x_axis_type="datetime")
         self.root.yaxis.axis_label = "slots busy"
         self.root.y_range.start = 0
+        self.root.yaxis.ticker.min_interval = 1
         self.root.patches(
             "xs", "ys", source=self._source, color="colour", fill_alpha=0.75, line_width=1, legend_field="site"
         )

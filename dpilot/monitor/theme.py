@@ -87,7 +87,7 @@ th, td { padding: .22rem .6rem .22rem 0; border-bottom: 1px solid var(--grid); v
 th.n, td.n { text-align: right; white-space: nowrap; }
 td.id { white-space: nowrap; }
 tr.group td { font-weight: 600; padding-top: .5rem; }
-code { font: 12px/1.4 ui-monospace, "DejaVu Sans Mono", monospace; }
+code { white-space: nowrap; font: 12px/1.4 ui-monospace, "DejaVu Sans Mono", monospace; }
 .bar { display: inline-block; width: 100%; min-width: 60px; height: .7em; border-radius: 3px; background: var(--track);
        overflow: hidden; vertical-align: baseline; }
 .bar i { display: block; height: 100%; background: var(--busy); }
