@@ -19,7 +19,6 @@ from dask.typing import Key
 from distributed import Scheduler
 from distributed.scheduler import TaskState
 
-from dpilot import config
 from dpilot.errors import (
     DataError,
     InputError,
@@ -29,19 +28,13 @@ from dpilot.errors import (
     UnitError,
     UnknownObjectError,
 )
-from dpilot.placement import (
-    Distance,
-    Links,
-    Matcher,
-    Policy,
-    Site,
-)
+from dpilot.placement import Distance, Site
 from dpilot.runtime import adapter
 from dpilot.runtime.catalogue import Catalogue
+from dpilot.runtime.matching import make_matcher
 from dpilot.runtime.observers import Observers
 from dpilot.runtime.records import DataRecord, PilotRecord, Record, Records, ServiceRecord, StoreRecord, UnitRecord
 from dpilot.runtime.staging import Inputs, Replica
-from dpilot.runtime.views import DataViews
 from dpilot.runtime.work import Program, UnitTask
 from dpilot.states import State
 
@@ -53,6 +46,9 @@ R = TypeVar("R", bound=Record)
 #: How long a unit may have been at its worker before clients are told that it runs: most tiny units
 #: have ended by then, and one message tells both.
 _TELL_AFTER_S = 0.02
+#: Where a unit is on its way for no longer than this, there and back, the next one is not sent ahead: Dask's own
+#: batches of messages take some milliseconds anywhere.
+_LEAST_GAP_S = 0.02
 
 
 class Coordinator:
@@ -62,7 +58,7 @@ class Coordinator:
         """Start with nothing; called in the scheduler's event loop."""
         self.scheduler = scheduler
         self.records = Records()
-        self.matcher = _matcher(self.records)
+        self.matcher = make_matcher(self.records)
         self._unit_of: dict[Key, UnitRecord] = {}
         self._pilot_at: dict[str, str] = {}
         self._events: defaultdict[str, list[Any]] = defaultdict(list)
@@ -72,6 +68,7 @@ class Coordinator:
         self._match_is_due = False
         self._recheck: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
+        self._gap_s: dict[str, float] = {}  # by pilot: from when a unit is bound to when its end is known, less its run
         self._leaving: list[tuple[set[str], Callable[[], None]]] = []
         self._background: set[asyncio.Task[Any]] = set()
         self.catalogue = Catalogue(scheduler, self.records, self.matcher, self)
@@ -200,10 +197,18 @@ class Coordinator:
         if begun is not None and ended is not None:
             # Without the staging: that is a matter of the place, not of the kind of work.
             self.matcher.runtimes.observe(record.request.kind, max(0.0, ended - begun - record.staged_s))
+            self._observe_gap(record, ended - begun)
         record.result = (message.get("metadata") or {}).get(adapter.HANDLER)
         self.advance(record, State.Done, ended, result=record.result, pilot=record.pilot)
         for du in record.outputs:
             self._written(self.records.data[du], record)
+
+    def _observe_gap(self, record: UnitRecord, took_s: float) -> None:
+        """Learn how long units of a pilot are on their way, there and back; slowly from those that waited there."""
+        if record.pilot is not None:
+            gap_s = max(0.0, time.time() - record.bound - took_s)
+            known_s = self._gap_s.get(record.pilot)
+            self._gap_s[record.pilot] = gap_s if known_s is None else min(gap_s, known_s + 0.05 * (gap_s - known_s))
 
     def _fail(self, record: UnitRecord, error: BaseException) -> None:
         """Have a unit fail, for a reason that lies outside of its work."""
@@ -274,11 +279,26 @@ class Coordinator:
                 self._loop.call_later(_TELL_AFTER_S, self._tell_begun)
             self._begun.append((record, record.attempt, now))
             bound[record.key] = binding.worker
+            self._bound(record, now)
             self._announce(record, binding.pilot, binding.worker)
         if bound:
             adapter.bind(self.scheduler, bound)
         if matching.recheck_s is not None:
             self._recheck = self._loop.call_later(matching.recheck_s, self._match_soon)
+
+    def _bound(self, record: UnitRecord, now: float) -> None:
+        """Expect the end of a unit that was bound: the next one is sent so that it arrives just then."""
+        record.bound = now
+        runs_s = self.matcher.runtimes.soonest_s(record.request.kind)
+        gap_s = self._gap_s.get(record.pilot or "", 0.0)
+        if runs_s is not None and gap_s > _LEAST_GAP_S and runs_s > gap_s / 2:
+            # It ends half a gap later, for the way to its worker takes that long; so does the way of the next one.
+            self._loop.call_later(runs_s, self._leaves, record, record.attempt)
+
+    def _leaves(self, record: UnitRecord, attempt: int) -> None:
+        if record.worker is not None and record.attempt == attempt:
+            self.matcher.leave(record.id)
+            self._match_soon()
 
     def _announce(self, record: UnitRecord, pilot: str, worker: str) -> None:
         """Tell a worker where a unit's inputs are, and which GPUs are the unit's, ahead of the unit."""
@@ -323,7 +343,8 @@ class Coordinator:
         for du, pd, nbytes, seconds in details["transfers"]:
             store, data = self.records.stores.get(pd), self.records.data.get(du)
             if store is not None:
-                self.matcher.policy.links.observe(store.site, pilot.site, nbytes, seconds)
+                n_files = len(data.manifest.files) if data is not None and data.manifest is not None else 1
+                self.matcher.policy.links.observe(store.site, pilot.site, nbytes, seconds, n_files)
             if data is not None and pilot.site.machine is not None:
                 data.cached.add(pilot.site)
                 self.catalogue.view(data)
@@ -478,24 +499,6 @@ class Coordinator:
 
     def _service(self, id: str) -> ServiceRecord:
         return _expect(self.records.find(id), ServiceRecord)
-
-
-def _matcher(records: Records) -> Matcher:
-    names = {
-        Distance.SAME_MACHINE: "same-machine",
-        Distance.SAME_DATACENTER: "same-datacenter",
-        Distance.OTHER_DATACENTER: "other-datacenter",
-    }
-    links = Links(
-        bandwidth_bytes_per_s={d: float(config.nbytes(f"placement.bandwidth.{name}")) for d, name in names.items()},
-        latency_s={d: config.seconds(f"placement.latency.{name}") for d, name in names.items()},
-    )
-    return Matcher(
-        Policy(links, prefer_wait_s=config.seconds("placement.prefer-wait")),
-        in_flight_s=config.seconds("placement.in-flight"),
-        unknown_runtime_s=config.seconds("placement.unknown-runtime"),
-        inputs=DataViews(records),
-    )
 
 
 def _unreadable(unit: str, error: BaseException) -> InputError:

@@ -175,6 +175,7 @@ class UnitRecord(Record):
     __slots__ = (
         "attempt",
         "began",
+        "bound",
         "decision",
         "directory",
         "key",
@@ -207,6 +208,7 @@ class UnitRecord(Record):
         self.worker: str | None = None
         self.attempt = 0
         self.began: float | None = None  # when its thread began with it, which staged first; known at its end
+        self.bound = 0.0  # when it was bound, in seconds since the epoch
         self.recompute = False  # whether Dask may run it again when its result was lost
         self.decision: Decision | None = None
         self.nbytes = (0, 0, 0)  # of input, by the distance they were read from

@@ -394,7 +394,9 @@ class Transfers:
         if transfer.source is not None and transfer.began is not None and transfer.moved:
             stores = self._records.stores
             source, target = stores[transfer.source].site, stores[transfer.target].site
-            self._links.observe(source, target, transfer.moved, time.time() - transfer.began)
+            data = self._records.data.get(transfer.du)
+            n_files = len(data.manifest.files) if data is not None and data.manifest is not None else 1
+            self._links.observe(source, target, transfer.moved, time.time() - transfer.began, n_files)
 
     def _tell(self, transfer: Transfer) -> None:
         data = self._records.data.get(transfer.du)

@@ -130,3 +130,45 @@ def test_a_renamed_reservation_stays_taken():
     assert pilot.idle == 0
     assert pilot.release("a#1")
     assert pilot.idle == 1
+
+
+def test_the_next_unit_is_sent_while_one_is_about_to_end() -> None:
+    slots = PilotSlots()
+    slots.add_worker("w", 1)
+    assert slots.acquire("a", 1, 1.0) is not None
+    assert not slots.has_room(1.0)
+    assert slots.leave("a")
+    assert not slots.leave("a")  # once
+    assert slots.acquire("b", 1, 1.0) is not None
+    assert not slots.has_room(1.0)
+    assert slots.release("a")
+    assert not slots.has_room(1.0)
+    assert slots.release("b")
+    assert (slots.idle, slots.workers["w"].busy, slots.workers["w"].leaving) == (1, 0, 0)
+
+
+def test_what_needs_slots_that_are_free_indeed_waits_for_those_that_leave() -> None:
+    slots = PilotSlots()
+    slots.add_worker("w", 2, memory_nbytes=10, gpus=1)
+    slots.acquire("a", 1, 1.0)
+    slots.acquire("device", 1, 1.0, gpus=1)
+    assert not slots.leave("device")
+    slots.release("device")
+    assert slots.leave("a")
+    assert not slots.fits(2, 1.0)
+    assert slots.acquire("wide", 2, 1.0) is None
+    slots.rename("a", "a#1")
+    assert slots.release("a#1")
+    assert slots.acquire("wide", 2, 1.0) is not None
+    assert not slots.leave("wide")
+
+
+def test_a_worker_goes_while_a_unit_leaves() -> None:
+    slots = PilotSlots()
+    slots.add_worker("v", 1)
+    slots.acquire("a", 1, 1.0)
+    slots.leave("a")
+    assert slots.remove_worker("v") == ["a"]
+    assert (slots.total, slots.idle) == (0, 0)
+    slots.add_worker("w", 1)
+    assert slots.acquire("b", 1, 1.0) is not None
