@@ -107,31 +107,36 @@ class Model:
         self.matrix: dict[tuple[str, str], list[int]] = {}  # data's site, run's site -> runs, bytes
         self.input_nbytes = [0, 0, 0]  # by distance
         self.links: dict[tuple[str, str], Link] = {}
+        self._bound_to: dict[str, str] = {}  # unit that is staging or running -> the pilot where it is counted
         self._site = Names(sites)
         self._most_pilots = pilots
 
     # ---------------------------------------------------------------- units
 
     def unit_advanced(self, record: UnitRecord, before: State) -> None:
-        """A unit has entered a state."""
+        """A unit is in another state than it was when this was told last; there may have been others between."""
         state, units = record.life.state, self.units
         self.version += 1
         if before is not State.New:
             units[before] -= 1
         units[state] += 1
+        if before is State.Pending:
+            self.pending.pop(record.id, None)
+        elif before in _BOUND:
+            pilot = self.pilots.get(self._bound_to.pop(record.id, ""))
+            if pilot is not None:
+                pilot.bound[before] -= 1
         if state is State.Pending:
             self.pending[record.id] = record
-        elif before is State.Pending:
-            self.pending.pop(record.id, None)
-        pilot = self.pilots.get(record.pilot) if record.pilot is not None else None
-        if pilot is None:
-            return
-        if before in _BOUND:
-            pilot.bound[before] -= 1
-        if state in _BOUND:
-            pilot.bound[state] += 1
-        elif state.is_final and before in _BOUND:
-            self._ended(record, pilot)
+        elif record.pilot is not None:
+            pilot = self.pilots.get(record.pilot)
+            if pilot is None:
+                return
+            if state in _BOUND:
+                pilot.bound[state] += 1
+                self._bound_to[record.id] = record.pilot
+            elif record.life.history[-2].state in _BOUND:
+                self._ended(record, pilot)
 
     def _ended(self, record: UnitRecord, pilot: Pilot) -> None:
         state = record.life.state

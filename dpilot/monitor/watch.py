@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 TOPIC = "dpilot"
 #: Slots, transfers and events are looked at so often, while anything happens.
 _TICK_S = 0.25
+#: So many units may have changed before they are looked at, so that this never takes long.
+_MOST_CHANGED = 1000
 #: How many units, and how many transfers, an event names; the others are only counted.
 _MOST_NAMED = 50
 #: Ends of links that are no store: files that only a client sees, and files from anywhere.
@@ -40,16 +42,23 @@ class Watch:
 
     def __init__(self, coordinator: Coordinator) -> None:
         self.coordinator = coordinator
-        self.model = Model(time.time())
+        self._model = Model(time.time())
+        self._changed: dict[UnitRecord, State] = {}  # units, and their states when they were taken in last
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._looked = self.model.began
+        self._looked = self._model.began
         self._pilots: dict[str, PilotRecord] = {}  # whose slots may be others than were seen
         self._moved: dict[str, int] = {}  # transfer -> bytes, when it was looked at last
         self._last_ended: Transfer | None = None
         self._ended: list[dict[str, Any]] = []
         self._counts: Counter[str] = Counter()
         self._serve()
+
+    @property
+    def model(self) -> Model:
+        """What is known by now."""
+        self._take_in()
+        return self._model
 
     def _serve(self) -> None:
         from dpilot.monitor import api, metrics  # tornado, and prometheus_client if it is there
@@ -68,16 +77,15 @@ class Watch:
     def advanced(self, record: Record, before: State) -> None:
         """A record has entered another state."""
         if isinstance(record, UnitRecord):
-            self.model.unit_advanced(record, before)
-            state = record.life.state
-            if record.pilot is not None:
-                self._touch(record.pilot)
-                if state is State.Running and before is not State.Running:
-                    self._read(record)
-            if state.is_final:
-                self._unit_ended(record)
+            # Not worked out now: a tiny unit goes through three states within a tick, and is looked at once.
+            if record not in self._changed:
+                if len(self._changed) >= _MOST_CHANGED:
+                    self._take_in()
+                self._changed[record] = before
+            if record.request.inputs and record.life.state is State.Running and before is not State.Running:
+                self._read(record)
         elif isinstance(record, PilotRecord):
-            self.model.pilot_advanced(record, before, time.time())
+            self._model.pilot_advanced(record, before, time.time())
             self._touch(record.id)
             site = record.site
             self._tell(
@@ -89,21 +97,32 @@ class Watch:
             )
         elif isinstance(record, DataRecord):
             if before is not State.New:
-                self.model.data[before] -= 1
-            self.model.data[record.life.state] += 1
-            self.model.version += 1
+                self._model.data[before] -= 1
+            self._model.data[record.life.state] += 1
+            self._model.version += 1
         self._look_soon()
 
     def told(self, record: Record) -> None:
         """Something else about a record has changed."""
         if isinstance(record, DataRecord):
-            self.model.version += 1
+            self._model.version += 1
             self._look_soon()
 
     def _look_soon(self) -> None:
         if self._timer is None:
             self._looked = time.time()
             self._timer = self._loop.call_later(_TICK_S, self._tick)
+
+    def _take_in(self) -> None:
+        if not self._changed:
+            return
+        changed, self._changed = self._changed, {}
+        for record, before in changed.items():
+            self._model.unit_advanced(record, before)
+            if record.pilot is not None:
+                self._touch(record.pilot)
+            if record.life.state.is_final:
+                self._unit_ended(record)
 
     def _touch(self, pilot: str) -> None:
         if pilot not in self._pilots:
@@ -114,16 +133,16 @@ class Watch:
     def _read(self, record: UnitRecord) -> None:
         records = self.coordinator.records
         pilot = records.pilots.get(record.pilot or "")
-        if pilot is None or not record.request.inputs:
+        if pilot is None:
             return
         for i, nbytes in enumerate(record.nbytes):
-            self.model.input_nbytes[i] += nbytes
+            self._model.input_nbytes[i] += nbytes
         for du in record.request.inputs:
             data = records.data.get(du)
             if data is not None and data.manifest is not None:
                 site = nearest([records.stores[pd].site for pd in data.replicas], pilot.site)
                 if site is not None:
-                    self.model.read(site_name(site), pilot.site, data.manifest.nbytes)
+                    self._model.read(site_name(site), pilot.site, data.manifest.nbytes)
 
     def _unit_ended(self, record: UnitRecord) -> None:
         state = str(record.life.state)
@@ -140,7 +159,7 @@ class Watch:
         for _, pd, nbytes, seconds in transfers:
             store = records.stores.get(pd)
             if store is not None:
-                link = self.model.link(*link_name(store.site, pilot.site))
+                link = self._model.link(*link_name(store.site, pilot.site))
                 link.nbytes += nbytes
                 link.since += nbytes
                 link.seconds.add(seconds)
@@ -155,12 +174,13 @@ class Watch:
     def _tick(self) -> None:
         now = time.time()
         self._timer = None
+        self._take_in()
         self._look_at_slots(now)
         self._look_at_transfers()
-        self.model.rates(max(1e-3, now - self._looked))
+        self._model.rates(max(1e-3, now - self._looked))
         self._looked = now
         self._tell_of_units()
-        links = self.model.links.values()
+        links = self._model.links.values()
         if self._pilots or self._moved or any(link.rate for link in links):
             self._timer = self._loop.call_later(_TICK_S, self._tick)
 
@@ -169,13 +189,13 @@ class Watch:
         for id, record in list(self._pilots.items()):
             slots = matcher.total_slots(id)
             busy = max(0, slots - matcher.idle_slots(id))
-            self.model.slots(record, busy, slots, now)
+            self._model.slots(record, busy, slots, now)
             if not busy:
                 del self._pilots[id]
 
     def _look_at_transfers(self) -> None:
         transfers = self.coordinator.catalogue.transfers
-        for link in self.model.links.values():
+        for link in self._model.links.values():
             link.moving = 0
         ended = []
         for transfer in reversed(transfers.ended):
@@ -184,11 +204,11 @@ class Watch:
             ended.append(transfer)
         if ended:
             self._last_ended = ended[0]
-            self.model.version += 1
+            self._model.version += 1
         seen, self._moved = self._moved, {}
         for transfer in ended:
             self._add_bytes(transfer, seen)
-            link = self.model.link(*self.ends(transfer))
+            link = self._model.link(*self.ends(transfer))
             if transfer.error is not None:
                 link.failed += 1
             elif transfer.began is not None and transfer.ended is not None:
@@ -196,7 +216,7 @@ class Watch:
         for transfer in transfers.moving:
             self._add_bytes(transfer, seen)
             self._moved[transfer.id] = transfer.moved
-            self.model.link(*self.ends(transfer)).moving += 1
+            self._model.link(*self.ends(transfer)).moving += 1
         if ended:
             names = ("id", "kind", "du", "source", "target", "moved", "began", "ended", "predicted_s")
             rows = [{name: getattr(t, name) for name in names} | {"good": t.error is None} for t in ended]
@@ -205,7 +225,7 @@ class Watch:
     def _add_bytes(self, transfer: Transfer, seen: dict[str, int]) -> None:
         more = max(0, transfer.moved - seen.get(transfer.id, 0))
         if more and transfer.kind != "verify":
-            link = self.model.link(*self.ends(transfer))
+            link = self._model.link(*self.ends(transfer))
             link.nbytes += more
             link.since += more
 

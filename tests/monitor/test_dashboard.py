@@ -79,7 +79,8 @@ class Run:
         self.pcs.wait_running()
         for unit in self.data.values():
             unit.wait(LONG_S)
-        count = {"executable": "/usr/bin/wc", "arguments": ["-c", "numbers"]}
+        # Long enough to be seen: slots are looked at four times a second.
+        count = {"executable": "/bin/sh", "arguments": ["-c", "sleep 0.2; wc -c numbers"]}
         self.readers = self.cds.submit_compute_unit_batch(
             [{**count, "input_data": [self.data[SITES[i % 3]]]} for i in range(24)]
             # One that must run far away from its data.
@@ -189,7 +190,7 @@ def test_data_units_are_listed_with_their_replicas(run):
 def test_waiting_units_have_reasons(run):
     waiting = run.figures("waiting")
     (group,) = waiting["groups"]
-    assert (waiting["n"], group["units"], group["kind"]) == (3, 3, "wc")
+    assert (waiting["n"], group["units"], group["kind"]) == (3, 3, "sh")
     assert "input" in group["reason"]
     assert group["example"] in {unit.id for unit in run.stuck}
 
