@@ -137,8 +137,7 @@ class Gantt:
     def _name(self, pilot: str) -> str:
         record = self._watch.coordinator.records.pilots.get(pilot)
         site = None if record is None else record.site.datacenter or record.site.machine
-        short = f"{pilot[:8]}…" if len(pilot) > 9 else pilot
-        return f"{site}  {short}" if site else short
+        return f"{site}  {pilot}" if site else pilot
 
 
 def _local_s() -> float:
