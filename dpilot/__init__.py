@@ -48,6 +48,7 @@ from dpilot.service import (
     PilotComputeService,
     PilotData,
     PilotDataService,
+    progress,
 )
 from dpilot.states import State
 
@@ -95,6 +96,7 @@ __all__ = [
     "UnknownObjectError",
     "application_id",
     "gpus",
+    "progress",
     "sandbox",
     "version",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from dpilot.display import Displayed
+
 __all__ = ["Decision", "Row", "home_of", "told"]
 
 
@@ -44,7 +46,7 @@ class Row(NamedTuple):
         return self.queue_s + self.stage_s + self.label_s
 
 
-class Decision:
+class Decision(Displayed):
     """Where a unit goes, and why: printable, one line per pilot.
 
     Parameters

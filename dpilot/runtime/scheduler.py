@@ -21,8 +21,8 @@ from dpilot.errors import (
     PilotLaunchError,
 )
 from dpilot.runtime import adapter
-from dpilot.runtime.calls import Calls
 from dpilot.runtime.records import PilotRecord
+from dpilot.runtime.table_calls import TableCalls
 from dpilot.states import State
 
 __all__ = ["PLUGIN", "PilotPlugin"]
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _LAST_WORDS_S = 2.0
 
 
-class PilotPlugin(Calls, SchedulerPlugin):
+class PilotPlugin(TableCalls, SchedulerPlugin):
     """dpilot on the scheduler; ``client.register_plugin`` installs it, once."""
 
     name = PLUGIN

@@ -12,6 +12,7 @@ from dpilot.service.data_unit import DataUnit
 from dpilot.service.handle import Callback
 from dpilot.service.pilot_compute import PilotCompute, PilotComputeService
 from dpilot.service.pilot_data import PilotData, PilotDataService
+from dpilot.service.progress import progress
 
 __all__ = [
     "Callback",
@@ -26,4 +27,5 @@ __all__ = [
     "PilotComputeService",
     "PilotData",
     "PilotDataService",
+    "progress",
 ]

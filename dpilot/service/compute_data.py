@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from dpilot.descriptions import check_coordination_url
@@ -11,7 +12,8 @@ from dpilot.placement import Request
 from dpilot.runtime.session import Session
 from dpilot.service.compute_unit import ComputeUnit, Submission
 from dpilot.service.data_unit import DataUnit
-from dpilot.service.handle import Handle, expect_handle
+from dpilot.service.frames import Frames
+from dpilot.service.handle import Handle, counted, expect_handle
 from dpilot.service.pilot_compute import PilotCompute, PilotComputeService, check_feasible
 from dpilot.service.pilot_data import PilotData, PilotDataService
 from dpilot.service.progress import show_progress
@@ -49,7 +51,7 @@ _UNIT_KEYS = (
 _BASE = ("_session", "id", "_life", "_error", "_callbacks", "_open")
 
 
-class ComputeDataService(Handle):
+class ComputeDataService(Frames):
     """Places compute units and data units on the pilots of the services that were added to it.
 
     Parameters
@@ -269,7 +271,7 @@ class ComputeDataService(Handle):
         timeout : float, optional
             In seconds.
         progress : bool
-            Show a progress bar on stderr meanwhile.
+            Show bars of units, bytes and transfers meanwhile, as :func:`dpilot.progress` does.
 
         Raises
         ------
@@ -279,7 +281,7 @@ class ComputeDataService(Handle):
         if progress:
             with self._session.changed:
                 pending = list(self._unfinished.values())
-            show_progress(self._session, pending, lambda: not self._unfinished, timeout)
+            show_progress(self._session, pending, self._data.values(), lambda: not self._unfinished, timeout)
         self._session.wait_until(lambda: not self._unfinished, timeout, self._pending)
         return self.state
 
@@ -308,6 +310,10 @@ class ComputeDataService(Handle):
         owners = [self.id, *self._services, *(store.id for store in self.list_pilot_data())]
         rows: list[dict[str, Any]] = self._session.call("transfers", owners=owners)
         return rows
+
+    def _told(self) -> Iterator[str]:
+        yield counted(Counter(unit.state for unit in list(self._units.values())), "compute unit")
+        yield counted(Counter(unit.state for unit in list(self._data.values())), "data unit")
 
     def get_details(self) -> dict[str, Any]:
         """How many units are in which state, and the ids of all that belongs to it."""

@@ -6,8 +6,9 @@ import logging
 import pickle
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
+from types import TracebackType
 from typing import Any
 
 from dpilot.descriptions import ComputeUnitDescription, ComputeUnitSpec
@@ -17,12 +18,16 @@ from dpilot.runtime.session import Future, Session, future_key
 from dpilot.runtime.work import Call, Program, Reference, UnitTask, dump_arguments, dump_function
 from dpilot.service.data_unit import DataUnit
 from dpilot.service.handle import Handle
+from dpilot.service.traces import without_internals
 from dpilot.states import COMPUTE_UNIT, State
 from dpilot.urls import ObjectURL, new_id
 
 __all__ = ["ComputeUnit", "Submission"]
 
 logger = logging.getLogger(__name__)
+
+#: How long to look for an error that only is to be shown.
+_LOOK_S = 1.0
 
 
 class ComputeUnit(Handle):
@@ -105,6 +110,7 @@ class ComputeUnit(Handle):
             If it was canceled.
         PilotTimeoutError
         """
+        __tracebackhide__ = True  # IPython and pytest then show who asked, and what the unit ran; not this
         state = self.wait(timeout)
         if state is State.Canceled:
             raise UnitCanceledError(f"{self.id} was canceled and has no result", unit=self.id)
@@ -117,14 +123,36 @@ class ComputeUnit(Handle):
         return self.future.result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Why it failed; None if it ended well or was canceled. Waits for its end."""
+        """Why it failed; None if it ended well or was canceled. Waits for its end.
+
+        Its traceback begins where the unit's own code does, and a note says which unit it was, and where.
+        """
         if self.wait(timeout) is not State.Failed:
             return None
         if self._error is not None:
-            return self._error
+            return self._noted(self._error, None)
         error = self.future.exception()
-        trace = self.future.traceback()
-        return error.with_traceback(trace) if isinstance(error, BaseException) else None
+        return self._noted(error, self.future.traceback()) if isinstance(error, BaseException) else None
+
+    def _noted(self, error: BaseException, trace: TracebackType | None) -> BaseException:
+        note = f"This was {self.id} ({self.name})" + (f", on {self._pilot}" if self._pilot else "")
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+        return error.with_traceback(without_internals(trace))
+
+    def _known_error(self) -> BaseException | None:
+        future = self._future
+        if self._error is None and future is not None and future.status == "error":
+            error = future.exception(_LOOK_S)
+            if isinstance(error, BaseException):
+                return self._noted(error, future.traceback(_LOOK_S))
+        return self._error
+
+    def _told(self) -> Iterator[str]:
+        yield self.name
+        if self._pilot is not None:
+            yield f"on {self._pilot}"
+        yield from super()._told()
 
     @property
     def pilot(self) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -362,6 +362,16 @@ class DataUnit(Handle):
         self._session.wait_until(lambda: condition() or failed(), timeout, self._pending)
         if not condition():
             raise self._error or DataError(f"{self.id} is {self._life.state} and gets no more replicas")
+
+    def _told(self) -> Iterator[str]:
+        if self.name:
+            yield repr(self.name)
+        yield f"{len(self._on)} replica{'' if len(self._on) == 1 else 's'}"
+        if self._coming:
+            share = self.progress
+            percent = f": {share.nbytes / share.total_nbytes:.0%}" if share.total_nbytes else ""
+            yield f"{len(self._coming)} on the way{percent}"
+        yield from super()._told()
 
     def _pending(self) -> str:
         stores = ", ".join(self._coming)

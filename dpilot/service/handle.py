@@ -6,15 +6,17 @@ import asyncio
 import pickle
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, MutableMapping
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, MutableMapping
 from typing import Any, ClassVar, Self
 
+from dpilot.display import Displayed
 from dpilot.errors import ConnectionLostError, PilotError, StateError
 from dpilot.runtime.session import Session
 from dpilot.states import Lifecycle, State, Table, Transition
 from dpilot.urls import ObjectURL
 
-__all__ = ["Callback", "Handle"]
+__all__ = ["Callback", "Handle", "counted", "error_line", "expect_handle"]
 
 
 class Callback:
@@ -38,7 +40,7 @@ class Callback:
         self.cb(unit, member, value)
 
 
-class Handle(ABC):
+class Handle(Displayed, ABC):
     """Base of all handles. Handles are cheap; the object itself lives at the scheduler.
 
     Subclasses state the prefix of their ids and the table of their states.
@@ -151,7 +153,23 @@ class Handle(ABC):
         return self._session.snapshot(self.id)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.id}: {self._life.state}>"
+        # Nothing here asks the scheduler: reprs are wanted in logs and debuggers, in any thread, and after its loss.
+        kind = type(self).__name__
+        if "_life" not in self.__dict__:
+            return f"<{kind}: not connected yet>"
+        try:
+            return f"<{kind} {self.id}: {', '.join([str(self._life.state), *filter(None, self._told())])}>"
+        except Exception:  # a handle that is being made, or changed by another thread at this moment
+            return f"<{kind} {self.id}: {self._life.state}>"
+
+    def _told(self) -> Iterator[str]:
+        """What its repr tells besides id and state, as far as this process knows it."""
+        if self._error is not None:
+            yield error_line(self._error)
+
+    def _known_error(self) -> BaseException | None:
+        """What went wrong, if this process knows it already."""
+        return self._error
 
     def __enter__(self) -> Self:
         return self
@@ -281,6 +299,19 @@ class Handle(ABC):
         if not self._is_settled():
             raise ConnectionLostError(f"the scheduler at {self._session.address} was lost while waiting for {self.id}")
         return self._life.state
+
+
+def counted(states: Counter[State], what: str) -> str:
+    """How many there are, and in which states: ``3 data units (1 Failed, 2 Running)``."""
+    total = sum(states.values())
+    parts = ", ".join(f"{states[state]:,} {state}" for state in State if states[state])
+    return f"{total:,} {what}{'' if total == 1 else 's'}" + (f" ({parts})" if parts else "")
+
+
+def error_line(error: BaseException, most: int = 100) -> str:
+    """An error on one line, cut where it would be long."""
+    line = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def expect_handle(value: Any, kind: type[Handle], what: str) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from dpilot.pilots.launcher import Launcher, LaunchRequest, RunningPilot, launch
 from dpilot.placement import PilotView, Request, Site, feasible
 from dpilot.runtime.session import Session
 from dpilot.service.compute_unit import ComputeUnit, Submission
-from dpilot.service.handle import Handle
+from dpilot.service.handle import Handle, counted
 from dpilot.states import PILOT, SERVICE, State
 from dpilot.urls import new_id
 
@@ -132,6 +133,12 @@ class PilotCompute(Handle):
 
     def _check(self, request: Request, name: str) -> None:
         check_feasible(request, name, [self])
+
+    def _told(self) -> Iterator[str]:
+        if any(self.site):
+            yield f"at {self.site}"
+        yield f"{self.slots:,} slot{'' if self.slots == 1 else 's'}"
+        yield from super()._told()
 
     def list_compute_units(self) -> list[ComputeUnit]:
         """The units that were submitted to this pilot directly."""
@@ -325,6 +332,9 @@ class PilotComputeService(Handle):
         pilot = PilotCompute._create(self._session, self.id, spec, launcher_for(spec.service_url))
         self._pilots[pilot.id] = pilot
         return pilot
+
+    def _told(self) -> Iterator[str]:
+        yield counted(Counter(pilot.state for pilot in self.list_pilots()), "pilot")
 
     def list_pilots(self) -> list[PilotCompute]:
         """The pilots of this service."""

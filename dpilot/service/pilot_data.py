@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dpilot.data import Registered, Store
 from dpilot.descriptions import PilotDataDescription, StoreSpec, check_coordination_url
 from dpilot.errors import ManifestError, UnknownObjectError
+from dpilot.placement import Site
 from dpilot.runtime.jobs import open_store
 from dpilot.runtime.session import Session
 from dpilot.service.data_unit import DataUnit
-from dpilot.service.handle import Handle, expect_handle
+from dpilot.service.handle import Handle, counted, expect_handle
 from dpilot.states import SERVICE, State
 from dpilot.urls import new_id
 
@@ -58,8 +60,12 @@ class PilotData(Handle):
         pilot._register("add_store", State.Running, owner=owner, store=store, used_nbytes=used)
         return pilot
 
-    def __repr__(self) -> str:
-        return f"<PilotData {self.id}: {self.state}, {self.service_url}>"
+    def _told(self) -> Iterator[str]:
+        yield self.service_url
+        site = Site(self._store.datacenter, self._store.machine)
+        if any(site):
+            yield f"at {site}"
+        yield from super()._told()
 
     @property
     def is_registered(self) -> bool:
@@ -244,6 +250,9 @@ class PilotDataService(Handle):
         except KeyError:
             known = ", ".join(self._pilots) or "none"
             raise UnknownObjectError(f"{id!r} is no pilot of {self.id}; its pilots: {known}") from None
+
+    def _told(self) -> Iterator[str]:
+        yield counted(Counter(pilot.state for pilot in self.list_pilots()), "store")
 
     def list_pilots(self) -> list[PilotData]:
         """The pilot data of this service."""
