@@ -11,10 +11,10 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers unit format bench wheel clean
+.PHONY: help demo test lint types layers unit format bench bench-data wheel clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # --- running ------------------------------------------------------------------------------------
 
@@ -23,6 +23,9 @@ demo: $(VENV)/.demo ## The tour on real data; ARGS="--naive" without data awaren
 
 bench: $(VENV)/.test ## Rates beside plain Dask's, in the same run
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-data: $(VENV)/.test ## How fast files move, beside s5cmd, rclone and cp
+	@$(BIN)/python -m benchmarks.data $(ARGS)
 
 # --- checking -----------------------------------------------------------------------------------
 
