@@ -1,12 +1,13 @@
 """What shows where the work is, and why: tables, the dashboard's page, figures as JSON and for Prometheus.
 
-Importing this has every scheduler of dpilot in the process watched.
+Importing this has every scheduler of dpilot in the process watched, and objects drawn in notebooks.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from dpilot.display import Displayed
 from dpilot.runtime import observers
 
 if TYPE_CHECKING:
@@ -20,3 +21,20 @@ def _watch(coordinator: Coordinator) -> observers.Observer:
 
 
 observers.register(_watch)
+
+
+class _Drawing:
+    """Loads what draws when something is drawn."""
+
+    def html(self, shown: Any) -> str | None:
+        from dpilot.monitor import drawing
+
+        return drawing.html(shown)
+
+    def text(self, shown: Any) -> str:
+        from dpilot.monitor import drawing
+
+        return drawing.text(shown)
+
+
+Displayed.drawing = _Drawing()

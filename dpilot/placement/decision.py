@@ -105,6 +105,8 @@ class Decision(Displayed):
     def __repr__(self) -> str:
         return f"Decision(unit={self.unit!r}, pilot={self.pilot!r}, reason={self.reason!r}, rows={self.rows!r})"
 
+    _repr_pretty_ = Displayed._repr_pretty_  # IPython looks for it in the class that has a __repr__
+
     def __str__(self) -> str:
         head = f"{self.unit}: {self.reason}"
         if not self.rows:

@@ -35,7 +35,7 @@ class TableCalls(Calls):
         record = self.records.find(id)
         told: dict[str, Any] = {"id": id, "state": str(record.life.state)}
         if isinstance(record, PilotRecord):
-            return told | self._about_pilot(record, self._units_by_pilot().get(id, Counter()))
+            return told | self._about_pilot(record, *self._units_by_pilot())
         if isinstance(record, StoreRecord):
             return told | self._about_store(record)
         if isinstance(record, DataRecord):
@@ -45,24 +45,29 @@ class TableCalls(Calls):
         assert isinstance(record, ServiceRecord)
         return told | self._about_service(record)
 
-    def _units_by_pilot(self) -> dict[str | None, Counter[str]]:
-        counts: dict[str | None, Counter[str]] = {}
+    def _units_by_pilot(self) -> tuple[dict[str | None, Counter[str]], Counter[str]]:
+        """How many units of each pilot are in which state, and how many slots those hold that are there now."""
+        states: dict[str | None, Counter[str]] = {}
+        held: Counter[str] = Counter()
         for unit in self.records.units.values():
-            counts.setdefault(unit.pilot, Counter())[str(unit.life.state)] += 1
-        return counts
+            states.setdefault(unit.pilot, Counter())[str(unit.life.state)] += 1
+            if unit.worker is not None and unit.pilot is not None:
+                held[unit.pilot] += unit.request.slots
+        return states, held
 
-    def _about_pilot(self, pilot: PilotRecord, units: Counter[str]) -> dict[str, Any]:
-        total = self.matcher.total_slots(pilot.id)
+    def _about_pilot(
+        self, pilot: PilotRecord, states: dict[str | None, Counter[str]], held: Counter[str]
+    ) -> dict[str, Any]:
         return {
             "pilot": pilot.id,
             "state": str(pilot.life.state),
             "site": tuple(pilot.site),
             "slots": pilot.slots,
-            "busy": total - self.matcher.idle_slots(pilot.id),
+            "busy": min(pilot.slots, held[pilot.id]),  # tiny units wait at their worker
             "workers": len(pilot.workers),
             "service_url": pilot.details["service_url"],
             "walltime_s": pilot.walltime_s,
-            "units": dict(units),
+            "units": dict(states.get(pilot.id, ())),
         }
 
     def _about_store(self, store: StoreRecord) -> dict[str, Any]:
@@ -141,10 +146,9 @@ class TableCalls(Calls):
         stores = [r for r in self.records.stores.values() if r.owner in owners]
         is_central = service.id.startswith("cds")
         units = [r for r in self.records.units.values() if r.owner == service.id] if is_central else []
-        data = [r for r in self.records.data.values() if r.owner == service.id] if is_central else []
-        by_pilot = self._units_by_pilot() if pilots else {}
+        states, held = self._units_by_pilot()
         moving = [t for t in self.catalogue.transfers.moving if not is_central or self._is_of(t.du, owners)]
-        rows = [self._about_pilot(pilot, by_pilot.get(pilot.id, Counter())) for pilot in pilots]
+        rows = [self._about_pilot(pilot, states, held) for pilot in pilots]
         rows.sort(key=lambda row: (row["state"] not in ("Running", "Pending"), str(row["site"]), row["pilot"]))
         live = [row for row in rows if row["state"] in ("Running", "Pending")]
         waits = next((r for r in units if r.worker is None and not r.life.state.is_final), None)
@@ -155,8 +159,6 @@ class TableCalls(Calls):
             "busy": sum(row["busy"] for row in live),
             "n_stores": len(stores),
             "stores": [self._about_store(store) | {"data": []} for store in stores[:_MOST]],
-            "units": dict(Counter(str(unit.life.state) for unit in units)),
-            "data_units": dict(Counter(str(unit.life.state) for unit in data)),
             "bytes": [sum(nbytes) for nbytes in zip(*(unit.nbytes for unit in units), strict=True)] or [0, 0, 0],
             "moving": [(t.moved, t.nbytes, t.began) for t in moving],
             "waits": (waits.id, self.call_explain(waits.id).reason) if waits is not None else None,

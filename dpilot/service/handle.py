@@ -162,6 +162,8 @@ class Handle(Displayed, ABC):
         except Exception:  # a handle that is being made, or changed by another thread at this moment
             return f"<{kind} {self.id}: {self._life.state}>"
 
+    _repr_pretty_ = Displayed._repr_pretty_  # IPython looks for it in the class that has a __repr__
+
     def _told(self) -> Iterator[str]:
         """What its repr tells besides id and state, as far as this process knows it."""
         if self._error is not None:
