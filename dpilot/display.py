@@ -16,6 +16,9 @@ class Drawing(Protocol):
     def text(self, shown: Any) -> str:
         """As lines of text."""
 
+    def live(self, shown: Any) -> dict[str, Any] | None:
+        """As a widget that follows what happens: Jupyter's mime bundle; None where that cannot be had."""
+
 
 class Displayed:
     """Base of what is shown as more than one line: handles and decisions.

@@ -36,5 +36,13 @@ class _Drawing:
 
         return drawing.text(shown)
 
+    def live(self, shown: Any) -> dict[str, Any] | None:
+        try:
+            from dpilot.monitor.live import live
+
+            return live(shown)
+        except Exception:  # no ipywidgets, or one that is broken: there is HTML
+            return None
+
 
 Displayed.drawing = _Drawing()

@@ -31,7 +31,7 @@ from dpilot.runtime.worker import UnitPlugin, run_unit
 from dpilot.states import State
 from dpilot.urls import ObjectURL
 
-__all__ = ["Follower", "Future", "Session", "future_key"]
+__all__ = ["Follower", "Future", "Listener", "Session", "future_key"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,13 @@ class Follower(Protocol):
 
     def lose(self) -> None:
         """The scheduler is lost (called likewise)."""
+
+
+class Listener(Protocol):
+    """What wants to know that something has happened, whatever it is."""
+
+    def wake(self) -> None:
+        """Events came (called in the event loop, with the session's lock held)."""
 
 
 def future_key(obj: Any) -> str | None:
@@ -76,6 +83,7 @@ class Session:
         self.is_closing = False
         self.carrier = Carrier(self._tell_of_job, self.reach, int(config.get("data.transfers-per-worker")))
         self._handles: weakref.WeakValueDictionary[str, Follower] = weakref.WeakValueDictionary()
+        self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
         self._others: dict[str, weakref.WeakSet[Follower]] = {}  # second handles of one object
         self._buffer: list[tuple[UnitTask, str, tuple[Reference, ...], Callable[[Future[Any]], None]]] = []
         self._sent: dict[str, str] = {}  # unit's id -> key, of those that the scheduler has not told of yet
@@ -226,7 +234,7 @@ class Session:
 
     def peek(self, name: str, timeout_s: float, **arguments: Any) -> Any:
         """As :meth:`call`, for what is only to be shown: None where there is no answer in time, for whatever reason."""
-        if self.is_lost:
+        if self.is_lost or self.client.asynchronous:  # the event loop's own thread cannot wait for itself
             return None
         try:
             answer = self.client.sync(
@@ -237,7 +245,7 @@ class Session:
                 callback_timeout=timeout_s,
             )
             good, value = pickle.loads(answer)
-        except Exception:  # such as in the event loop's own thread, which cannot wait for itself
+        except Exception:
             return None
         return value if good else None
 
@@ -348,7 +356,17 @@ class Session:
                 self._sent.pop(id, None)
                 for handle in self.followers(id):
                     handle.take_event(state, timestamp, details)
-            self.changed.notify_all()
+            self._changed()
+
+    def _changed(self) -> None:
+        for listener in list(self._listeners):
+            listener.wake()
+        self.changed.notify_all()
+
+    def listen(self, listener: Listener) -> None:
+        """Have a listener woken by all events, as long as somebody holds it."""
+        with self.changed:
+            self._listeners.add(listener)
 
     def _take_job(self, what: str, job: str, pickled: bytes = b"") -> None:
         if what == "carry":
@@ -389,7 +407,7 @@ class Session:
             for id in list(self._handles):
                 for handle in self.followers(id):
                     handle.lose()
-            self.changed.notify_all()
+            self._changed()
 
     def call_back(self, function: Callable[[], None]) -> None:
         """Call a user's callback in a thread of its own, one after the other."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from dpilot.descriptions import check_coordination_url
+from dpilot.display import Displayed
 from dpilot.errors import PilotError, UnknownObjectError
 from dpilot.placement import Request
 from dpilot.runtime.session import Session
@@ -314,6 +315,10 @@ class ComputeDataService(Frames):
     def _told(self) -> Iterator[str]:
         yield counted(Counter(unit.state for unit in list(self._units.values())), "compute unit")
         yield counted(Counter(unit.state for unit in list(self._data.values())), "data unit")
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any] | None:
+        drawing = Displayed.drawing
+        return None if drawing is None else drawing.live(self)
 
     def get_details(self) -> dict[str, Any]:
         """How many units are in which state, and the ids of all that belongs to it."""

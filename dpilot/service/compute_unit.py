@@ -142,6 +142,8 @@ class ComputeUnit(Handle):
 
     def _known_error(self) -> BaseException | None:
         future = self._future
+        if self._session.client.asynchronous:  # the event loop's own thread cannot wait for itself
+            return self._error
         if self._error is None and future is not None and future.status == "error":
             error = future.exception(_LOOK_S)
             if isinstance(error, BaseException):
