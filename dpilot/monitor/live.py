@@ -62,7 +62,10 @@ class Live:
             return
         began = time.perf_counter()
         about = await service._session.peek_async("about", id=service.id)
-        self.widget.value = card_html(service_card(service, about))
+        units = service._units
+        failed = [id for id, *_ in about["failed"] if id in units] if about is not None else []
+        errors = {id: await units[id]._learn_error() for id in failed}
+        self.widget.value = card_html(service_card(service, about, errors))
         self._pause_s = max(_PAUSE_S, _PAUSE_FACTOR * (time.perf_counter() - began))
 
 

@@ -201,8 +201,10 @@ def _data_service(service: PilotDataService, about: About | None) -> Card:
     return card
 
 
-def service_card(service: ComputeDataService, about: About | None) -> Card:
-    """The card of a compute data service."""
+def service_card(
+    service: ComputeDataService, about: About | None, errors: Mapping[str, BaseException | None] | None = None
+) -> Card:
+    """The card of a compute data service; with `errors` of units that failed, where these cannot be looked up here."""
     card = cards.begin(service, about)
     units, data = service.list_compute_units(), service.list_data_units()
     if units:
@@ -231,7 +233,7 @@ def service_card(service: ComputeDataService, about: About | None) -> Card:
         )
     failed = {unit.id: unit for unit in units if unit.state is State.Failed}
     for id, kind, text in about["failed"]:
-        error = failed[id]._known_error() if id in failed else None
+        error = errors.get(id) if errors is not None else failed[id]._known_error() if id in failed else None
         fault = cards.fault_of(error) if error is not None else Fault(text or "failed")
         card.faults.append(fault._replace(summary=f"{id} ({kind}): {fault.summary}"))
     return card

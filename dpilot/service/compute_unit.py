@@ -150,6 +150,15 @@ class ComputeUnit(Handle):
                 return self._noted(error, future.traceback(_LOOK_S))
         return self._error
 
+    async def _learn_error(self) -> BaseException | None:
+        """As :meth:`_known_error`, in the event loop."""
+        future = self._future
+        if self._error is None and future is not None and future.status == "error":
+            error = await future.exception()
+            if isinstance(error, BaseException):
+                return self._noted(error, await future.traceback())
+        return self._error
+
     def _told(self) -> Iterator[str]:
         yield self.name
         if self._pilot is not None:

@@ -21,6 +21,10 @@ from tests.units import hold
 pytestmark = pytest.mark.cluster
 
 
+def divide(by: int) -> float:
+    return 1 / by
+
+
 def test_the_widget_follows_what_happens(cds: ComputeDataService, pilot: PilotCompute, tmp_path: Path) -> None:
     before = set(threading.enumerate())
     gate = Gate(tmp_path / "gate")
@@ -34,6 +38,11 @@ def test_the_widget_follows_what_happens(cds: ComputeDataService, pilot: PilotCo
     eventually(lambda: "1 Done" in live.widget.value, "the widget shows the end")
     bad = cds.submit_compute_unit({"executable": "/bin/false"})
     eventually(lambda: bad.id in live.widget.value, "the widget shows what failed")
+    assert "ended with exit status 1" in live.widget.value
+    wrong = cds.submit(divide, 0)
+    eventually(lambda: wrong.id in live.widget.value, "the widget shows what failed")
+    assert "ZeroDivisionError: division by zero" in live.widget.value
+    assert "traceback" in live.widget.value
     new = {thread.name for thread in set(threading.enumerate()) - before}
     assert not [name for name in new if not name.startswith(("dpilot-callbacks", "Dask-"))]
     cds.cancel()
