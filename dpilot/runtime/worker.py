@@ -64,6 +64,8 @@ class _Run:
             self.canceled.set()
             for stop in self._stops:
                 stop.set()
+            if self.ahead is not None:
+                self.ahead.stop.set()
             if self.program is not None:
                 self.program.stop(config.seconds("unit.grace-period"))
 
