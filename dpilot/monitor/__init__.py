@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dpilot import config
 from dpilot.display import Displayed
 from dpilot.runtime import observers
 
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     from dpilot.runtime.coordinator import Coordinator
 
 
-def _watch(coordinator: Coordinator) -> observers.Observer:
+def _watch(coordinator: Coordinator) -> observers.Observer | None:
+    if not config.get("monitor.enabled"):
+        return None
     from dpilot.monitor.watch import Watch  # on a scheduler only: clients need not load it
 
     return Watch(coordinator)

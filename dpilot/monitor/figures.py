@@ -9,6 +9,8 @@ from typing import Any
 from bokeh.models import ColumnDataSource, DatetimeTickFormatter, FactorRange, HoverTool
 from bokeh.plotting import figure
 
+from dpilot.monitor.lanes import lanes
+from dpilot.monitor.model import Run
 from dpilot.monitor.theme import THEMES, locality_colours, site_colours
 from dpilot.monitor.watch import Watch
 
@@ -102,37 +104,42 @@ class Gantt:
         newest: dict[str, None] = dict.fromkeys(run.pilot for run in reversed(runs))
         shown = set(list(newest)[:_MOST_PILOTS])
         names = {pilot: self._name(pilot) for pilot in sorted(shown)}
-        lanes: defaultdict[str, list[float]] = defaultdict(list)  # of each pilot: when each of its lanes is free
-        placed = []
+        at_pilot: defaultdict[str, list[Run]] = defaultdict(list)
         for run in sorted(runs, key=lambda run: run.began):
             if run.pilot in shown:
-                free = lanes[run.pilot]
-                lane = next((i for i, at in enumerate(free) if at <= run.began + 1e-3), len(free))
-                free[lane : lane + 1] = [run.ended]
-                placed.append((run, lane))
-        shift = _local_s()
+                at_pilot[run.pilot].append(run)
         data: dict[str, list[Any]] = {name: [] for name in self._source.data}
-        for run, lane in placed:
-            n = len(lanes[run.pilot])
-            row = {
-                "unit": run.unit,
-                "kind": run.kind,
-                "state": run.state,
-                "locality": run.locality,
-                "y": (names[run.pilot], (0.5 + lane) * 0.8 / n - 0.4),
-                "height": 0.8 / n * 0.9,
-                "began": (run.began + shift) * 1000,
-                "ran": (run.ran + shift) * 1000,
-                "ended": (max(run.ended, run.ran + 1e-3) + shift) * 1000,
-                "seconds": f"{run.ended - run.ran:.3f}",
-                "colour": self._colours[run.locality],
-            }
-            for name, value in row.items():
-                data[name].append(value)
+        for pilot, there in at_pilot.items():
+            placed = lanes([(run.began, run.ended, run.slots) for run in there], self._slots(pilot))
+            n = 1 + max((lane for held in placed for lane, _ in held), default=0)
+            for run, held in zip(there, placed, strict=True):
+                for lane, began in held:
+                    for name, value in self._bar(run, began, names[pilot], lane, n).items():
+                        data[name].append(value)
         factors = sorted(names.values(), reverse=True)
         if factors != list(self._range.factors):
             self._range.factors = factors
         self._source.data = data
+
+    def _bar(self, run: Run, began: float, name: str, lane: int, n: int) -> dict[str, Any]:
+        shift, ran = _local_s(), max(run.ran, began)
+        return {
+            "unit": run.unit,
+            "kind": run.kind,
+            "state": run.state,
+            "locality": run.locality,
+            "y": (name, (0.5 + lane) * 0.8 / n - 0.4),
+            "height": 0.8 / n * 0.9,
+            "began": (began + shift) * 1000,
+            "ran": (ran + shift) * 1000,
+            "ended": (max(run.ended, ran + 1e-3) + shift) * 1000,
+            "seconds": f"{run.ended - ran:.3f}",
+            "colour": self._colours[run.locality],
+        }
+
+    def _slots(self, pilot: str) -> int:
+        record = self._watch.coordinator.records.pilots.get(pilot)
+        return 1 if record is None else record.slots
 
     def _name(self, pilot: str) -> str:
         record = self._watch.coordinator.records.pilots.get(pilot)

@@ -6,7 +6,7 @@ Nothing here asks how many units there are: each event costs the same whether it
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from dpilot.monitor.series import Histogram, Level
@@ -34,6 +34,7 @@ class Run(NamedTuple):
     ended: float
     state: str
     locality: str
+    slots: int
 
 
 class Pilot:
@@ -141,23 +142,18 @@ class Model:
     def _ended(self, record: UnitRecord, pilot: Pilot) -> None:
         state = record.life.state
         pilot.ended[state] += 1
-        history = record.life.history
-        ended = history[-1].timestamp
-        began = ran = ended
-        for entered, at in reversed(history[:-1]):
-            if entered not in _BOUND:
-                break
-            began = at
-            if entered is State.Running:
-                ran = at
-        if record.began is not None:  # the states tell only when it was given to its worker
-            began, ran = record.began, min(ended, record.began + record.staged_s)
+        when = record.times()
+        ended = record.life.history[-1].timestamp
+        began = ended if when.began is None else when.began
+        ran = ended if when.ran is None else when.ran
         pilot.run_s.add(ended - ran)
         if record.request.inputs:
             pilot.stage_s.add(record.staged_s)
         self.n_runs += 1
         kind, where = record.request.kind, record.pilot or ""
-        self.runs.append(Run(record.id, kind, where, began, ran, ended, str(state), locality(record)))
+        self.runs.append(
+            Run(record.id, kind, where, began, ran, ended, str(state), locality(record), record.request.slots)
+        )
 
     def read(self, data: str, at: Site, nbytes: int) -> None:
         """A unit that runs at a site has read a data unit from another site, or the same."""
@@ -241,8 +237,3 @@ def link_name(source: Site, target: Site) -> tuple[str, str]:
     if source.distance(target) is Distance.SAME_MACHINE:
         return source.machine or "", source.machine or ""
     return source.datacenter or "", target.datacenter or ""
-
-
-def nearest(sites: Collection[Site], to: Site) -> Site | None:
-    """The one that is nearest to a site."""
-    return min(sites, key=to.distance, default=None)

@@ -6,10 +6,9 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection
 from typing import Any
 
-from dpilot.monitor.model import Model, link_name, nearest, site_name
+from dpilot.monitor.model import Model, link_name, site_name
 from dpilot.runtime import web
 from dpilot.runtime.coordinator import Coordinator
 from dpilot.runtime.records import DataRecord, PilotRecord, Record, UnitRecord
@@ -82,8 +81,6 @@ class Watch:
                 if len(self._changed) >= _MOST_CHANGED:
                     self._take_in()
                 self._changed[record] = before
-            if record.request.inputs and record.life.state is State.Running and before is not State.Running:
-                self._read(record)
         elif isinstance(record, PilotRecord):
             self._model.pilot_advanced(record, before, time.time())
             self._touch(record.id)
@@ -130,20 +127,6 @@ class Watch:
             if record is not None:
                 self._pilots[pilot] = record
 
-    def _read(self, record: UnitRecord) -> None:
-        records = self.coordinator.records
-        pilot = records.pilots.get(record.pilot or "")
-        if pilot is None:
-            return
-        for i, nbytes in enumerate(record.nbytes):
-            self._model.input_nbytes[i] += nbytes
-        for du in record.request.inputs:
-            data = records.data.get(du)
-            if data is not None and data.manifest is not None:
-                site = nearest([records.stores[pd].site for pd in data.replicas], pilot.site)
-                if site is not None:
-                    self._model.read(site_name(site), pilot.site, data.manifest.nbytes)
-
     def _unit_ended(self, record: UnitRecord) -> None:
         state = str(record.life.state)
         self._counts[state] += 1
@@ -152,11 +135,17 @@ class Watch:
             kind = record.request.kind
             self._ended.append({"unit": record.id, "kind": kind, "state": state, "pilot": record.pilot, "at": at})
 
-    def staged(self, record: UnitRecord, transfers: Collection[tuple[str, str, int, float]]) -> None:
+    def staged(self, record: UnitRecord) -> None:
         """A unit's inputs have come."""
         records = self.coordinator.records
         pilot = records.pilots[record.pilot or ""]
-        for _, pd, nbytes, seconds in transfers:
+        for i, nbytes in enumerate(record.nbytes):
+            self._model.input_nbytes[i] += nbytes
+        for du, pd in zip(record.request.inputs, record.read, strict=True):
+            data, store = records.data.get(du), records.stores.get(pd)
+            if store is not None and data is not None and data.manifest is not None:
+                self._model.read(site_name(store.site), pilot.site, data.manifest.nbytes)
+        for _, pd, nbytes, seconds, _ in record.brought:
             store = records.stores.get(pd)
             if store is not None:
                 link = self._model.link(*link_name(store.site, pilot.site))

@@ -23,7 +23,7 @@ class Row(NamedTuple):
     queue_s, stage_s, label_s : float
         The parts of its cost, in seconds.
     nbytes : tuple of 3 int
-        Bytes of input at each :class:`Distance` from it.
+        Bytes of input at each :class:`~dpilot.placement.topology.Distance` from it.
     load : float
         Seconds of work per slot that it has already; breaks ties.
     free : bool
@@ -82,6 +82,10 @@ class Decision(Displayed):
         if self._work_out is not None:
             self._told, self._work_out = self._work_out(), None
         return self._told
+
+    def tell(self) -> tuple[str, tuple[Row, ...]]:
+        """Its reason and rows, not kept if they were worked out: for those who look at very many decisions."""
+        return self._told if self._work_out is None else self._work_out()
 
     @property
     def reason(self) -> str:

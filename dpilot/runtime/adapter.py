@@ -9,11 +9,13 @@ names nobody, so it comes back to ``no-worker`` by itself.
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from dask.typing import Key
 from distributed import Client, Scheduler, Worker, get_worker
@@ -24,13 +26,17 @@ from distributed.utils import sync
 
 from dpilot.runtime.work import UnitTask
 
+_T = TypeVar("_T")
+
 __all__ = [
+    "GANG",
     "HANDLER",
     "PARKED",
     "Sealed",
     "address_of",
     "answer_calls",
     "answer_cancels",
+    "answer_gangs",
     "answer_reports",
     "answer_requests",
     "attach_metadata",
@@ -39,10 +45,13 @@ __all__ = [
     "call_from_worker",
     "call_in_loop",
     "cancel",
+    "computed",
     "connection_args",
     "error_text",
     "fail",
+    "failed_too_often",
     "hold",
+    "in_loop",
     "is_connected",
     "is_executing",
     "is_running",
@@ -74,6 +83,8 @@ __all__ = [
 PARKED = {"dpilot:parked": 1.0}
 #: The operation's name, of calls to the scheduler and of messages in the streams.
 HANDLER = "dpilot"
+#: That of a worker that asks another one to take part in a unit.
+GANG = "dpilot-gang"
 #: The client in whose name the plugin keeps units alive when the clients that submitted them are gone.
 _KEEPER = "dpilot"
 
@@ -174,6 +185,13 @@ def fail(scheduler: Scheduler, key: Key, error: BaseException) -> None:
     scheduler.transitions(recommendations, stimulus_id=_stimulus("fail"))
 
 
+def failed_too_often(scheduler: Scheduler, key: Key) -> bool:
+    """A task has lost a worker; whether it has done so more often than Dask allows (and then calls it the culprit)."""
+    task = scheduler.tasks[key]
+    task.suspicious += 1
+    return bool(task.suspicious > scheduler.allowed_failures)
+
+
 def error_text(scheduler: Scheduler, key: Key) -> str:
     """Why a task failed, in words: the error itself may need modules that only clients and workers have."""
     task = scheduler.tasks[key]
@@ -234,6 +252,12 @@ def is_running(scheduler: Scheduler, address: str) -> bool:
 def is_connected(scheduler: Scheduler, client: str) -> bool:
     """Whether a client can be told something."""
     return client in scheduler.client_comms
+
+
+def computed(message: Mapping[str, Any]) -> tuple[float, float] | tuple[None, None]:
+    """When a task's function began and ended on its worker, by the message that tells of its end; None: it does not."""
+    spans = [span for span in message.get("startstops") or () if span["action"] == "compute"]
+    return (spans[0]["start"], spans[-1]["stop"]) if spans else (None, None)
 
 
 def is_status_change(message: Any) -> bool:
@@ -364,6 +388,16 @@ def answer_requests(worker: Worker, handler: Callable[..., Any]) -> None:
     worker.handlers[HANDLER] = handler
 
 
+def answer_gangs(worker: Worker, handler: Callable[..., Any]) -> None:
+    """Have ``handler(comm, **message)`` called, in the event loop, when another worker sends a :data:`GANG` message."""
+    worker.handlers[GANG] = handler
+
+
+def in_loop(worker: Worker, work: Coroutine[Any, Any, _T]) -> Future[_T]:
+    """Do something in a worker's event loop, from any thread."""
+    return asyncio.run_coroutine_threadsafe(work, worker.loop.asyncio_loop)  # type: ignore[attr-defined]
+
+
 def connection_args(worker: Worker) -> dict[str, Any]:
     """With what a worker connects to others: its certificates."""
     return dict(worker.connection_args)
@@ -374,9 +408,9 @@ def scheduler_of(worker: Worker) -> str:
     return str(worker.scheduler.address)
 
 
-def run_soon(worker: Worker, function: Callable[[], None]) -> None:
+def run_soon(worker: Worker, function: Callable[[], _T]) -> Future[_T]:
     """Have a function called in a thread in which tasks run, when one is free."""
-    worker.executors["default"].submit(function)
+    return worker.executors["default"].submit(function)
 
 
 def report(worker: Worker, message: Mapping[str, Any]) -> None:

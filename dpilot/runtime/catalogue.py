@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import time
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
@@ -83,6 +84,7 @@ class Catalogue:
             data.cached.clear()
         data.manifest = manifest
         data.replicas[pd] = None
+        data.placed.setdefault(pd, time.time())
         self.view(data)
 
     def drop_replica(self, data: DataRecord, pd: str) -> None:

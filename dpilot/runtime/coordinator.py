@@ -183,14 +183,13 @@ class Coordinator:
         self._leaving.append((units, then))
 
     def _succeeded(self, record: UnitRecord, message: dict[str, Any]) -> None:
-        computed = [s for s in message.get("startstops") or () if s["action"] == "compute"]
+        begun, ended = adapter.computed(message)
         self.matcher.release(record.id)
         self.unbound(record)
         self._stop_writing(record)
         self._match_soon()
         if record.life.state.is_final:  # recomputed
             return
-        begun, ended = (computed[0]["start"], computed[-1]["stop"]) if computed else (None, None)
         record.began = begun
         if record.life.state is State.Pending:
             self.advance(record, State.Running, begun)
@@ -216,7 +215,7 @@ class Coordinator:
             record.error = error
             adapter.fail(self.scheduler, record.key, error)
 
-    def _ended(self, record: UnitRecord, state: State) -> None:
+    def _ended(self, record: UnitRecord, state: State, begun: float | None = None) -> None:
         """A unit failed, or is canceled: everything that it held or promised is undone."""
         self.matcher.withdraw(record.id)
         self.matcher.release(record.id)
@@ -228,8 +227,9 @@ class Coordinator:
         self._match_soon()
         if record.life.state.is_final:
             return
+        record.began = begun
         if state is State.Failed and record.life.state is State.Pending and bound:
-            self.advance(record, State.Running)
+            self.advance(record, State.Running, begun)
         self.advance(record, state, pilot=record.pilot)
         for du in record.outputs:
             data = self.records.data.get(du)
@@ -339,9 +339,13 @@ class Coordinator:
         pilot = self.records.pilots.get(record.pilot or "")
         if pilot is None:
             return
-        self.observers.staged(record, details["transfers"])
-        for du, pd, nbytes, seconds in details["transfers"]:
-            store, data = self.records.stores.get(pd), self.records.data.get(du)
+        stores, read = self.records.stores, details["read"]
+        found = (stores.get(read.get(du, "")) for du in record.request.inputs)
+        record.read = tuple("" if store is None else store.id for store in found)
+        record.brought = tuple(details["transfers"])
+        self.observers.staged(record)
+        for du, pd, nbytes, seconds, _ in record.brought:
+            store, data = stores.get(pd), self.records.data.get(du)
             if store is not None:
                 n_files = len(data.manifest.files) if data is not None and data.manifest is not None else 1
                 self.matcher.policy.links.observe(store.site, pilot.site, nbytes, seconds, n_files)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from dpilot.runtime.records import Record, UnitRecord
@@ -26,19 +26,19 @@ class Observer(Protocol):
     def told(self, record: Record) -> None:
         """Something else about a record has changed, such as how far a transfer of a data unit is."""
 
-    def staged(self, record: UnitRecord, transfers: Collection[tuple[str, str, int, float]]) -> None:
-        """A unit's inputs have come: for each that was copied its data unit, the store, bytes and seconds."""
+    def staged(self, record: UnitRecord) -> None:
+        """A unit's inputs have come: its record tells from where."""
 
     def close(self) -> None:
         """The scheduler ends."""
 
 
 #: What makes an observer of a scheduler that begins.
-_makers: list[Callable[[Coordinator], Observer]] = []
+_makers: list[Callable[[Coordinator], Observer | None]] = []
 
 
-def register(make: Callable[[Coordinator], Observer]) -> None:
-    """Have `make` called with every coordinator that begins from now on; what it returns observes that one."""
+def register(make: Callable[[Coordinator], Observer | None]) -> None:
+    """Have `make` called with every coordinator that begins from now on; what it returns, if any, observes that one."""
     if make not in _makers:
         _makers.append(make)
 
@@ -53,7 +53,9 @@ class Observers:
         """Make them."""
         for make in _makers:
             try:
-                self._observers.append(make(coordinator))
+                observer = make(coordinator)
+                if observer is not None:
+                    self._observers.append(observer)
             except Exception:
                 logger.exception("there is no monitor on this scheduler")
 
@@ -73,11 +75,11 @@ class Observers:
             except Exception:
                 self._let_go(observer)
 
-    def staged(self, record: UnitRecord, transfers: Collection[tuple[str, str, int, float]]) -> None:
+    def staged(self, record: UnitRecord) -> None:
         """See :class:`Observer`."""
         for observer in self._observers:
             try:
-                observer.staged(record, transfers)
+                observer.staged(record)
             except Exception:
                 self._let_go(observer)
 

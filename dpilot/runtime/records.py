@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from dpilot.data import Manifest, Source, Store
 from dpilot.errors import StoreFullError, UnknownObjectError
 from dpilot.placement import Decision, InputView, Request, Site
-from dpilot.states import COMPUTE_UNIT, DATA_UNIT, PILOT, SERVICE, Lifecycle
+from dpilot.states import COMPUTE_UNIT, DATA_UNIT, PILOT, SERVICE, Lifecycle, State
 
-__all__ = ["DataRecord", "PilotRecord", "Record", "Records", "ServiceRecord", "StoreRecord", "UnitRecord"]
+__all__ = ["DataRecord", "PilotRecord", "Record", "Records", "ServiceRecord", "StoreRecord", "Times", "UnitRecord"]
 
 
 class Record:
@@ -121,6 +121,7 @@ class DataRecord(Record):
         "description",
         "is_written",
         "manifest",
+        "placed",
         "replicas",
         "sealed",
         "seen",
@@ -135,6 +136,7 @@ class DataRecord(Record):
         self.description = description
         self.manifest: Manifest | None = None
         self.replicas: dict[str, None] = {}
+        self.placed: dict[str, float] = {}  # every store that ever had a replica, and since when
         self.writers: set[str] = set()  # compute units that will write to it
         self.waiting: set[str] = set()  # compute units that wait for it
         self.sealed = False
@@ -169,6 +171,16 @@ class DataRecord(Record):
         }
 
 
+class Times(NamedTuple):
+    """When a compute unit did what, in seconds since the epoch; None: not yet, or never."""
+
+    submitted: float
+    began: float | None  # its input was staged from then on
+    ran: float | None
+    collected: float | None  # its output was staged from then on; only programs tell
+    ended: float | None
+
+
 class UnitRecord(Record):
     """A compute unit."""
 
@@ -176,6 +188,7 @@ class UnitRecord(Record):
         "attempt",
         "began",
         "bound",
+        "brought",
         "decision",
         "directory",
         "key",
@@ -185,6 +198,7 @@ class UnitRecord(Record):
         "outputs",
         "pilot",
         "priority",
+        "read",
         "recompute",
         "request",
         "result",
@@ -213,8 +227,28 @@ class UnitRecord(Record):
         self.decision: Decision | None = None
         self.nbytes = (0, 0, 0)  # of input, by the distance they were read from
         self.staged_s = 0.0  # how long that took
+        self.read: tuple[str, ...] = ()  # the store that each input came from; cached ones did so long ago, perhaps
+        #: Of what was copied to its machine: data unit, store, bytes, seconds, and when that began.
+        self.brought: tuple[tuple[str, str, int, float, float], ...] = ()
         self.result: bytes | None = None
         self.warnings: tuple[str, ...] = ()
+
+    def times(self) -> Times:
+        """When it was submitted, and what its last attempt did when."""
+        history = self.life.history
+        began = ran = collected = None
+        for entered, at in history:
+            if entered is State.Pending:  # what an attempt did that came back here counts as waiting
+                began = ran = collected = None
+            elif entered is State.Running and ran is None:
+                began, ran = at if began is None else began, at
+            elif entered is State.Staging:
+                began, collected = at if began is None else began, at if ran is not None else None
+        ended = history[-1].timestamp if self.life.state.is_final else None
+        if ended is not None and self.began is not None:  # the states tell only when it was given to its worker
+            began = min(ended, self.began)
+            ran = min(ended, began + self.staged_s)
+        return Times(history[0].timestamp, began, ran, collected, ended)
 
     def snapshot(self) -> dict[str, Any]:
         """What a handle is made from."""

@@ -86,7 +86,7 @@ class PilotPlugin(TableCalls, SchedulerPlugin):
         if finish == "memory":
             self._succeeded(record, kwargs)
         elif finish == "erred":
-            self._ended(record, State.Failed)
+            self._ended(record, State.Failed, adapter.computed(kwargs)[0])
         elif finish == "no-worker":
             if start == "no-worker":  # it was bound to a worker that takes no tasks now
                 self.matcher.release(record.id)

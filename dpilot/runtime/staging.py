@@ -73,6 +73,7 @@ class Brought(NamedTuple):
     distance: int
     nbytes: int
     seconds: float
+    began: float
     evicted: tuple[str, ...] = ()
 
 
@@ -104,10 +105,10 @@ class Ahead:
                 return
 
             def bring(directory: Path) -> None:
-                began = time.monotonic()
+                at, began = time.time(), time.monotonic()
                 download(store, manifest, directory, **terms(lambda _: None, self.stop))
                 seconds = time.monotonic() - began
-                self.brought[manifest.du] = Brought(replica.pd, replica.distance, manifest.nbytes, seconds)
+                self.brought[manifest.du] = Brought(replica.pd, replica.distance, manifest.nbytes, seconds, at)
 
             with self._host.cache.hold(manifest, bring) as cached:
                 if cached.evicted and manifest.du in self.brought:
@@ -163,8 +164,9 @@ class _Staged(NamedTuple):
     """What was staged for a unit: told to the scheduler, which learns from it."""
 
     nbytes: list[int]  # by the distance that they came from
-    transfers: list[tuple[str, str, int, float]]  # data unit, store, bytes, seconds
+    transfers: list[tuple[str, str, int, float, float]]  # data unit, store, bytes, seconds, when it began
     evicted: list[str]
+    read: dict[str, str]  # data unit -> the store whose replica was read, perhaps long ago, into the cache
 
 
 class _Link(NamedTuple):
@@ -193,7 +195,7 @@ class Staging:
         self._exclude: list[str] = []  # names of inputs, which are no outputs
         self._links: list[_Link] = []
         self._manifests: dict[str, Manifest] = {}
-        self._staged = _Staged([0, 0, 0], [], [])
+        self._staged = _Staged([0, 0, 0], [], [], {})
 
     # ---------------------------------------------------------------- in
 
@@ -222,6 +224,7 @@ class Staging:
         failures: list[PilotError] = []
         for replica in replicas:
             try:
+                self._staged.read[manifest.du] = replica.pd
                 self._bring_from(replica, manifest, target)
                 return
             except UnitError:
@@ -248,9 +251,9 @@ class Staging:
             return
 
         def bring(directory: Path) -> None:
-            began = time.monotonic()
+            at, began = time.time(), time.monotonic()
             download(store, manifest, directory, **self._run.terms())
-            self._staged.transfers.append((manifest.du, replica.pd, manifest.nbytes, time.monotonic() - began))
+            self._staged.transfers.append((manifest.du, replica.pd, manifest.nbytes, time.monotonic() - began, at))
 
         cache, ahead = self._host.cache, self._run.ahead
         try:
@@ -269,7 +272,8 @@ class Staging:
         early = ahead.brought.get(manifest.du) if ahead is not None and not cached.brought else None
         if early is not None:
             self._staged.nbytes[early.distance] += manifest.nbytes
-            self._staged.transfers.append((manifest.du, early.pd, early.nbytes, early.seconds))
+            self._staged.transfers.append((manifest.du, early.pd, early.nbytes, early.seconds, early.began))
+            self._staged.read[manifest.du] = early.pd
             self._staged.evicted.extend(early.evicted)
         else:
             self._staged.nbytes[replica.distance if cached.brought else 0] += manifest.nbytes

@@ -5,6 +5,7 @@ One call answers for all units of a service: a notebook must not ask once for ea
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -23,6 +24,9 @@ __all__ = ["TableCalls"]
 
 #: Rows of a table: its columns by name, all of one length.
 Columns = dict[str, list[Any]]
+#: Of a table that takes long to work out: how long the loop waits for it at a time, and rows at most.
+_SLICE_S = 0.01
+_MOST_ROWS = 500_000
 #: How many members of an object are told of; of more, only how many there are.
 _MOST = 40
 
@@ -181,17 +185,9 @@ class TableCalls(Calls):
 
     def _unit_row(self, unit: UnitRecord) -> tuple[Any, ...]:
         state, request, site = unit.life.state, unit.request, self._site_of(unit.pilot)
-        submitted = began = ended = None
-        for entered, timestamp in unit.life.history:
-            if entered is State.Pending:
-                submitted = timestamp if submitted is None else submitted
-                began = None  # an attempt that ended in Pending counts as waiting
-            elif began is None and entered in _BEGUN:
-                began = timestamp
-        if state.is_final:
-            ended = unit.life.history[-1].timestamp
+        when = unit.times()
         names = (unit.id, request.kind, str(state), unit.pilot, *site, request.slots, unit.attempt, unit.priority)
-        times = (submitted, began, ended, unit.staged_s)
+        times = (when.submitted, when.began, when.ended, unit.staged_s)
         return (*names, *times, *unit.nbytes, len(request.inputs), len(unit.outputs), self._error_text(unit))
 
     def call_data_table(self, ids: Iterable[str]) -> Columns:
@@ -217,39 +213,51 @@ class TableCalls(Calls):
             )
         return _columns(_DATA_COLUMNS, rows)
 
-    def call_decisions_table(self, owner: str, all_pilots: bool) -> Columns:
-        """Where units went, or would go, and what that costs: of each unit the chosen pilot, or all."""
-        now = time.time()
-        rows: list[tuple[Any, ...]] = []
+    async def call_decisions_table(self, owner: str, all_pilots: bool, newest: int) -> Columns:
+        """Where units went, or would go, and what that costs: of each unit the chosen pilot, or all.
+
+        A decision is worked out when somebody asks, from all pilots: the loop goes on between some and the next ones.
+        """
+        units = list(islice((u for u in reversed(self.records.units.values()) if u.owner == owner), newest))
+        found: list[list[tuple[Any, ...]]] = []
         waiting: dict[Any, Decision] = {}  # what units of one kind wait for is worked out once
-        for unit in self.records.units.values():
-            if unit.owner != owner:
-                continue
-            decision = unit.decision
-            if decision is None or (unit.worker is None and not unit.life.state.is_final):
-                if unit.life.state.is_final or unit.missing or not unit.runnable:
-                    decision = Decision(unit.id, None, self._why(unit))
-                else:
-                    decision = waiting.get(unit.request)
-                    if decision is None:
-                        found = self.matcher.explain(unit.id, now)
-                        decision = waiting[unit.request] = found or Decision(unit.id, None, self._why(unit))
-            told = decision.rows
-            rejected = sum(row.verdict == "rejected" for row in told)
-            picked = told if all_pilots else [row for row in told if row.verdict in ("chosen", "best")][:1]
-            head = (unit.id, unit.request.kind, str(unit.life.state))
-            for row in picked:
-                costs = (row.queue_s, row.stage_s, row.label_s, row.cost_s, *row.nbytes)
-                why = row.reason if all_pilots else decision.reason
-                site = self._site_of(row.pilot)
-                rows.append((*head, row.pilot, *site, row.verdict, *costs, len(told), rejected, why))
-            if not picked:
-                nothing = (decision.pilot, None, None, None, *(None,) * 7)
-                rows.append((*head, *nothing, len(told), rejected, decision.reason))
-        return _columns(_DECISION_COLUMNS, rows)
+        until, left = time.monotonic() + _SLICE_S, _MOST_ROWS
+        for unit in units:
+            rows = self._decision_rows(unit, all_pilots, waiting)
+            left -= len(rows)
+            if left < 0:
+                break
+            found.append(rows)
+            if time.monotonic() > until:
+                await asyncio.sleep(0)
+                until = time.monotonic() + _SLICE_S
+        return _columns(_DECISION_COLUMNS, [row for rows in reversed(found) for row in rows])
 
+    def _decision_rows(self, unit: UnitRecord, all_pilots: bool, waiting: dict[Any, Decision]) -> list[tuple[Any, ...]]:
+        decision = unit.decision
+        if decision is None or (unit.worker is None and not unit.life.state.is_final):
+            if unit.life.state.is_final or unit.missing or not unit.runnable:
+                decision = Decision(unit.id, None, self._why(unit))
+            else:
+                decision = waiting.get(unit.request)
+                if decision is None:
+                    explained = self.matcher.explain(unit.id, time.time())
+                    decision = waiting[unit.request] = explained or Decision(unit.id, None, self._why(unit))
+        reason, told = decision.tell()
+        rejected = sum(row.verdict == "rejected" for row in told)
+        picked = told if all_pilots else [row for row in told if row.verdict in ("chosen", "best")][:1]
+        head = (unit.id, unit.request.kind, str(unit.life.state))
+        rows: list[tuple[Any, ...]] = []
+        for row in picked:
+            costs = (row.queue_s, row.stage_s, row.label_s, row.cost_s, *row.nbytes)
+            why = row.reason if all_pilots else reason
+            site = self._site_of(row.pilot)
+            rows.append((*head, row.pilot, *site, row.verdict, *costs, len(told), rejected, why))
+        if not picked:
+            nothing = (decision.pilot, None, None, None, *(None,) * 7)
+            rows.append((*head, *nothing, len(told), rejected, reason))
+        return rows
 
-_BEGUN = (State.Staging, State.Running)
 
 _UNIT_COLUMNS = (
     *("unit", "kind", "state", "pilot", "datacenter", "machine", "slots", "attempt", "priority"),

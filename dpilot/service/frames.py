@@ -82,13 +82,16 @@ class Frames(Handle):
         columns = self._session.call("data_table", ids=list(self._data))
         return _frame(pandas, columns, "submitted", "placed").set_index("data_unit")
 
-    def decisions_frame(self, all_pilots: bool = False) -> DataFrame:
+    def decisions_frame(self, all_pilots: bool = False, newest: int = 10_000) -> DataFrame:
         """Where its compute units went and why; for those that wait, where they would go now.
 
         Parameters
         ----------
         all_pilots : bool
             One row for each pilot that was considered for a unit, the cheapest first; otherwise one for each unit.
+        newest : int
+            Look at so many units at most, those that were submitted last: a decision is worked out anew for each of
+            them, from all pilots. There are never more than 500,000 rows.
 
         Returns
         -------
@@ -107,7 +110,8 @@ class Frames(Handle):
         """
         pandas = _pandas()
         self._session.settle()
-        return _frame(pandas, self._session.call("decisions_table", owner=self.id, all_pilots=all_pilots))
+        columns = self._session.call("decisions_table", owner=self.id, all_pilots=all_pilots, newest=newest)
+        return _frame(pandas, columns)
 
     @abstractmethod
     def transfers(self) -> list[dict[str, Any]]:
