@@ -119,8 +119,8 @@ class Result:
     flow_s : float
         Mean time from a unit's submission to its end.
     nbytes : tuple of 3 int
-        Bytes that units read and wrote, or that were brought ahead of them, by :class:`~dpilot.placement.topology.Distance`.
-        What a machine has already is local.
+        Bytes that units read and wrote, or that were brought ahead of them, by
+        :class:`~dpilot.placement.topology.Distance`. What a machine has already is local.
     wasted_nbytes : tuple of 3 int
         The same of transfers that were broken off, as a pilot ended; not in `nbytes`.
     waits_s : tuple of 5 float
