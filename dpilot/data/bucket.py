@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,14 +22,18 @@ from fsspec.asyn import sync
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
+from dpilot.data.signed import SignedObject
+
 __all__ = ["Bucket", "connect"]
 
 # Large objects are moved in parts of this size, several at once.
 _PART = 16 * 1024 * 1024
-_LONG_PART = 4 * _PART  # which are not kept, so they may be longer
+_LONG_PART = 16 * _PART  # which are not kept, so they may be longer
 _FAST = 400e6  # bytes a second of one connection
 _PIECE = 256 * 1024  # small enough to stay in the processor's cache while it is hashed and written
 _MAX_PARTS = 9_000  # S3 takes 10,000
+
+_VALID_S = 3600  # of a signed URL, with which a part is asked for at once
 
 # Further parts of one object, and of all objects together, that may be on their way or in memory.
 _AHEAD = 3
@@ -75,8 +79,10 @@ class _Clock:
 class Bucket:
     """One bucket. Several threads may use it; other processes, also forked ones, must not."""
 
-    def __init__(self, store: S3Store) -> None:
+    def __init__(self, store: S3Store, sign: Callable[[str], str], ca_bundle: Path | None = None) -> None:
         self._store = store
+        self._sign = sign
+        self._ca_bundle = ca_bundle
 
     def read(self, key: str, *, empty: bool = False) -> Iterator[Buffer]:
         """The bytes of an object in pieces.
@@ -98,10 +104,12 @@ class Bucket:
             if empty or size <= _PART:
                 yield from first.stream(_PIECE)
                 return
-            yield from self._parts(key, first.stream(_PIECE), range(_PART, size))
+            plain = SignedObject(lambda: self._sign(key), first.meta["e_tag"], self._ca_bundle)
+            with closing(plain):
+                yield from self._parts(key, plain, first.stream(_PIECE), range(_PART, size))
 
-    def _parts(self, key: str, pieces: Iterable[Buffer], rest: range) -> Iterator[Buffer]:
-        """The pieces at hand, then the rest of a large object."""
+    def _parts(self, key: str, plain: SignedObject, pieces: Iterable[Buffer], rest: range) -> Iterator[Buffer]:
+        """The pieces at hand, then the rest of a large object: over one connection while that is fast, else several."""
         fast = True
         waiting: deque[Future[list[Buffer]]] = deque()
         with ThreadPoolExecutor(_AHEAD, thread_name_prefix="dpilot-s3") as pool:
@@ -122,7 +130,11 @@ class Bucket:
                         pieces = future.result()
                     elif rest:
                         nbytes = _LONG_PART if fast else _PART
-                        pieces, rest = self._stream(key, rest[:nbytes]), rest[nbytes:]
+                        part, rest = rest[:nbytes], rest[nbytes:]
+                        try:
+                            pieces = plain.stream(part)
+                        except OSError:  # by obstore, then, which tells what is wrong
+                            pieces = self._stream(key, part)
                     else:
                         return
             finally:
@@ -277,7 +289,7 @@ def _connect(name: str, fs: Any) -> Bucket | None:
         # Always given, as obstore would look into the environment for a part of them otherwise.
         credential_provider=None if anonymous else _Credentials(fs),
     )
-    return Bucket(store)
+    return Bucket(store, lambda key: str(fs.url(f"{name}/{key}", expires=_VALID_S)), Path(bundle) if bundle else None)
 
 
 class _Credentials:

@@ -10,7 +10,7 @@ import errno
 import io
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -78,9 +78,10 @@ class Location:
     """A file or directory that fsspec reaches.
 
     Stores, transfers and staging know a place by these methods only, so a subclass that has them is a place like any
-    other: ``read_bytes``, ``write_bytes``, ``read``, ``write``, ``open``, ``version``, ``size``, ``copy_within`` for
-    files, ``prepare``, ``exists``, ``subdirectories``, ``sizes``, ``ages``, ``remove``, ``prune``, ``remove_tree``
-    for what is there, each as documented here. A subclass that has all that do something needs no ``fs``.
+    other: ``read_bytes``, ``write_bytes``, ``read``, ``write``, ``copy_from``, ``open``, ``version``, ``size``,
+    ``copy_within`` for files, ``prepare``, ``exists``, ``subdirectories``, ``sizes``, ``ages``, ``remove``, ``prune``,
+    ``remove_tree`` for what is there, each as documented here. A subclass that has all that do something needs no
+    ``fs``.
     Places pickle, and several threads may use one. Whatever goes wrong in a method is raised as a
     :class:`~dpilot.errors.StoreError` made by :meth:`error`; that a file is not there is an error for ``read``,
     ``open``, ``version`` and ``size`` only.
@@ -253,6 +254,21 @@ class Location:
             with suppress(Exception):
                 self.fs.rm_file(self.path)
             raise
+
+    def copy_from(
+        self, source: Location, seen: Callable[[Chunks], Chunks], nbytes: int | None = None, *, mode: int = 0o444
+    ) -> None:
+        """Write what is in the file at `source`. If anything fails, there is no file afterwards.
+
+        Parameters
+        ----------
+        source : Location
+        seen : callable
+            Passes the pieces on after a look at each, such as to hash them; raises if they are not what they should be.
+        nbytes, mode
+            As in :meth:`write`.
+        """
+        self.write(seen(source.read(nbytes)), nbytes, mode=mode)
 
     def open(self, mode: str = "rb") -> IO[Any]:
         """Open a file to be read: ``"rb"`` for bytes, ``"r"`` for text in UTF-8."""

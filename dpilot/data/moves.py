@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from dpilot.data.checksum import Hasher
-from dpilot.data.location import Location
+from dpilot.data.location import Chunks, Location
 from dpilot.data.manifest import FileEntry
 from dpilot.data.retry import RETRY, Retry
 from dpilot.errors import ChecksumError, StoreError, TransferStoppedError
@@ -94,19 +94,41 @@ def each(work: Callable[[_T, OnBytes], _R], items: Sequence[_T], terms: Terms) -
     def attempt(item: _T) -> _R:
         return terms.retry.run(lambda: work(item, progress), terms.stop)
 
-    if len(items) == 1 or terms.max_transfers == 1:
-        return [attempt(item) for item in items]
-    threads = min(terms.max_transfers, len(items)) or 1
-    with ThreadPoolExecutor(threads, thread_name_prefix="dpilot-transfer") as pool:
-        futures = [pool.submit(attempt, item) for item in items]
+    waiting = iter(enumerate(items))
+    results: dict[int, _R] = {}
+    failures: list[BaseException] = []
+
+    def work_off() -> None:
+        while True:
+            with lock:
+                number, item = next(waiting, (-1, None))
+            if item is None:
+                return
+            try:
+                results[number] = attempt(item)
+            except BaseException as error:
+                failures.append(error)
+                terms.stop.set()
+                return
+
+    threads = min(terms.max_transfers, len(items))
+    if threads <= 1:
+        work_off()
+    else:
+        # Not a future for each item: with many small files, those would be a good part of the work.
+        with ThreadPoolExecutor(threads, thread_name_prefix="dpilot-transfer") as pool:
+            working = [pool.submit(work_off) for _ in range(threads)]
+            try:
+                wait(working)
+            except BaseException:  # interrupted
+                terms.stop.set()
+                raise
+    if failures:
         try:
-            for future in as_completed(futures):
-                future.result()
-        except BaseException:
-            terms.stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [future.result() for future in futures]
+            raise failures[0]
+        finally:
+            failures.clear()  # its traceback has this frame: files that were being read would be closed much later
+    return [results[number] for number in range(len(items))]
 
 
 def _attempt(move: Move, progress: OnBytes) -> FileEntry:
@@ -121,9 +143,9 @@ def _attempt(move: Move, progress: OnBytes) -> FileEntry:
             return expected
         hasher = Hasher()
 
-        def verified() -> Iterator[bytes | memoryview]:
+        def verified(chunks: Chunks) -> Iterator[bytes | memoryview]:
             nonlocal count
-            for chunk in move.source.read(move.nbytes if expected is not None else None):
+            for chunk in chunks:
                 hasher.update(chunk)
                 count += len(chunk)
                 if watched and move.nbytes is not None and count > move.nbytes:
@@ -139,7 +161,7 @@ def _attempt(move: Move, progress: OnBytes) -> FileEntry:
         # A checksum tells as well, where there is one, and takes no further request.
         watched = expected is None or expected.checksum is None
         before = move.source.version() if watched else None
-        move.target.write(verified(), move.nbytes, mode=move.mode)
+        move.target.copy_from(move.source, verified, move.nbytes, mode=move.mode)
     except StoreError:
         if count:
             progress(-count)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import random
+import socket
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
 
 from dpilot.data import Store, bucket
 from dpilot.data.s3 import S3Location
+from dpilot.data.signed import SignedObject
 from dpilot.errors import StoreError
 from tests.services import S3
 
@@ -61,6 +64,58 @@ def test_a_reader_that_stops_early_gives_back_its_parts(s3: S3, monkeypatch: pyt
     assert bucket._ahead._value < bucket._AHEAD_OF_ALL
     reading.close()
     assert bucket._ahead._value == bucket._AHEAD_OF_ALL
+
+
+def test_a_connection_that_breaks_is_taken_up_where_it_broke(s3: S3) -> None:
+    target = place(s3).child("a")
+    target.write(pieces(LARGE), len(LARGE))
+    found, key = target._bucket()
+    assert found is not None
+    asked = []
+
+    def sign() -> str:
+        asked.append(found._sign(key))
+        return asked[-1]
+
+    reader = SignedObject(sign, target.fs.info(target.path)["ETag"])
+    with closing(reader):
+        got = bytearray()
+        for piece in reader.stream(range(5, len(LARGE))):
+            got += piece
+            if len(asked) < 3 and len(got) > len(asked) * 10_000_000:
+                assert reader._connection is not None
+                reader._connection.sock.shutdown(socket.SHUT_RDWR)
+        assert got == LARGE[5:]
+        assert len(asked) == 3
+        # Of an object that is another one by now, there is no further piece.
+        target.write([b"other"], 5)
+        with pytest.raises(OSError, match="the server answered 4"):
+            reader.stream(range(0, 5))
+
+
+def test_large_objects_are_read_over_plain_connections_where_that_is_possible(
+    s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket, "_FAST", 0)
+    target = place(s3).child("a b+c#?=%41 ü")
+    target.write(pieces(LARGE), len(LARGE))
+    read = []
+    stream = SignedObject.stream
+
+    def counted(self: SignedObject, part: range) -> Iterator[memoryview]:
+        found = stream(self, part)
+        read.append(part)
+        return found
+
+    monkeypatch.setattr(SignedObject, "stream", counted)
+    assert b"".join(map(bytes, target.read(None))) == LARGE
+    assert read == [range(bucket._PART, len(LARGE))]
+    # By obstore, where it is not.
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    reader = SignedObject(lambda: f"{s3.endpoint_url}/a", None)
+    monkeypatch.setattr("dpilot.data.signed.proxy_bypass", lambda host: False)
+    with pytest.raises(OSError, match="a proxy is between"):
+        reader.stream(range(0, 5))
 
 
 def test_it_is_used_where_all_options_can_be_told(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:

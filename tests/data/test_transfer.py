@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -237,6 +238,39 @@ def test_corruption_within_a_large_file_is_found(store: Store, tmp_path: Path) -
     plant(store, "du-1", "a", bytes(data))
     with pytest.raises(ChecksumError, match="checksum"):
         download(store, manifest, tmp_path / "out")
+
+
+@pytest.mark.parametrize("nbytes", [1, 300_000, PART, 2 * PART + 5])
+@pytest.mark.parametrize("calls", [0, 1, None])
+def test_files_of_one_machine_are_copied_by_the_kernel_as_far_as_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nbytes: int, calls: int | None
+) -> None:
+    """It goes on by hand from where the kernel gave up, after so many calls."""
+    copy_file_range, counts = os.copy_file_range, []
+
+    def limited(given: int, file: int, count: int) -> int:
+        if len(counts) == calls:
+            raise OSError(errno.EXDEV, "planted")
+        counts.append(copy_file_range(given, file, min(count, 250_000) if calls else count))
+        return counts[-1]
+
+    monkeypatch.setattr(os, "copy_file_range", limited)
+    files = {"a": os.urandom(nbytes)}
+    one, two = Store(tmp_path / "one").open(), Store(tmp_path / "two").open()
+    manifest = put(one, "du-1", tmp_path / "in", files)
+    monkeypatch.setattr("dpilot.data.local._COPY", 250_000 if calls else PART)
+    counts.clear()
+    copy_unit(one, two, manifest)
+    download(two, manifest, tmp_path / "out")
+    assert read_files(tmp_path / "out") == files
+    if calls is None:
+        assert sum(counts) == 2 * nbytes
+    two.remove("du-1")
+    counts.clear()
+    plant(one, "du-1", "a", b"0" * nbytes)
+    with pytest.raises(ChecksumError, match="checksum"):
+        copy_unit(one, two, manifest)
+    assert left(two) == set()
 
 
 def test_without_checksum_the_size_counts(store: Store, tmp_path: Path) -> None:
