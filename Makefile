@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers unit format bench bench-data wheel clean
+.PHONY: help demo test lint types layers unit format bench bench-data docs wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,12 +55,16 @@ format: $(VENV)/.test ## Format the code, and mend what ruff can mend
 
 # --- building -----------------------------------------------------------------------------------
 
+docs: $(VENV)/.docs ## Build the site, docs/build/index.html
+	$(BIN)/python docs/draw
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --quiet --fresh-env docs docs/build
+
 wheel: $(VENV)/.test ## Build dist/*.whl
 	@rm -rf dist
 	$(BIN)/python -m build --wheel --outdir dist .
 
 clean: ## Remove the environment, builds and caches
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist docs/build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- the environment ----------------------------------------------------------------------------
@@ -81,3 +85,8 @@ $(VENV)/.test: pyproject.toml dpilot/_version.py | $(BIN)/python
 	@echo "Installing dpilot and what the tests need (once) ..."
 	@$(PIP) --editable '.[test]'
 	@touch $(VENV)/.demo $@
+
+$(VENV)/.docs: pyproject.toml dpilot/_version.py | $(BIN)/python
+	@echo "Installing dpilot and what the site needs (once) ..."
+	@$(PIP) --editable '.[docs]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""Launchers: how the workers of a pilot get onto a machine."""
