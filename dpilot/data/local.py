@@ -23,8 +23,9 @@ __all__ = ["LocalLocation"]
 #: Files are read in pieces that stay in the processor's cache while they are hashed and written.
 _CHUNK = 256 * 1024
 #: They are written in smaller ones: Linux makes the folios of a file's page cache as large as what is written at once,
-#: and on a virtual machine 2 GiB took 0.74 s in pieces of 64 KiB, 1.6 s in 256 KiB and 3.5 s in 1 MiB.
-_WRITE = 64 * 1024
+#: and beyond 32 KiB, finding those is not always fast: on a virtual machine, 2 GiB took 0.75 s in pieces of 32 KiB,
+#: 1.0 to 1.5 s in 64 KiB, 0.7 to 2.8 s in 128 KiB.
+_WRITE = 32 * 1024
 #: The kernel is asked to copy so many bytes at once; a file of more is read back and hashed meanwhile.
 _COPY = 8 * 1024 * 1024
 #: Buffers that nobody uses at the moment: new memory costs more than reading a small file into it.
