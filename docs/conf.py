@@ -18,7 +18,7 @@ release = version
 copyright = f"{author}. BSD-3-Clause"
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "numpydoc",
     "sphinx_copybutton",
@@ -26,7 +26,9 @@ extensions = [
     "draw.inline",
 ]
 exclude_patterns = ["build", "draw", "measured", "_static"]
-source_suffix = {".md": "markdown"}
+# Notebooks are shown as they were committed; tests run them.
+nb_execution_mode = "off"
+nb_ipywidgets_js = {}
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist", "substitution"]
 myst_heading_anchors = 3
 # A link that leads nowhere is a warning, and `make docs` takes warnings for errors.
@@ -59,7 +61,7 @@ html_theme_options = {
     "navbar_align": "left",
     "navbar_end": ["theme-switcher"],
     "navbar_persistent": ["search-button-field"],
-    "header_links_before_dropdown": 7,
+    "header_links_before_dropdown": 8,
     "secondary_sidebar_items": ["page-toc"],
     "show_prev_next": True,
     "footer_start": ["copyright"],

@@ -28,7 +28,7 @@ def draw() -> Picture:
     picture.arrow("M618 93H590")
     for number, (site, url) in enumerate(_SITES.items()):
         left = 24 + number * 286
-        picture.arrow(f"M{416 + 30 * number} 122L{left + 130} 188")
+        picture.arrow(f"M{410 + 30 * number} 122L{left + 130} 188")
         picture.box(left, 192, 260, 188)
         picture.text(left + 16, 218, f'datacenter "{site}"', size=14, bold=True)
         _noun(picture, left + 16, 232, 228, "PilotCompute", "a pool of Dask workers", "good")

@@ -39,7 +39,7 @@ def _lane(picture: Picture, top: float, name: str, table: Table) -> None:
     for number, state in enumerate(line):
         x = _LEFT + number * _STEP
         _state(picture, x, middle, state)
-        for other in table[state] - ends:
+        for other in sorted(table[state] - ends, key=line.index):
             _edge(picture, x, middle, line.index(other) - number)
     x = _WIDTH - 156
     picture.text(x + 70, top + 20, "from any of these", size=11, anchor="middle", ink="muted")
