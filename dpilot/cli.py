@@ -57,6 +57,23 @@ def demo(naive: bool, compare: bool, s3: bool, months: int, keep: Path | None) -
 
 
 @main.command()
+@click.argument("run", metavar="RUN")
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--regret", is_flag=True, help="Replay the run in the simulator, and set it beside what was possible.")
+def report(run: str, path: Path, regret: bool) -> None:
+    """Write down what happened in a run: FILE is a page (.html), or a record for `dpilot simulate` (.jsonl).
+
+    RUN is the URL of a compute data service, as its get_url() tells, or HOST:PORT for all that ran at a scheduler.
+    """
+    from dpilot.monitor.report import write
+
+    try:
+        click.echo(write(run, path, with_regret=regret))
+    except PilotError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command()
 @click.argument("scenario", metavar="SCENARIO")
 @click.option("--policy", "policies", multiple=True, help="Only this policy; may be given several times.")
 @click.option(

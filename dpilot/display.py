@@ -19,6 +19,9 @@ class Drawing(Protocol):
     def live(self, shown: Any) -> dict[str, Any] | None:
         """As a widget that follows what happens: Jupyter's mime bundle; None where that cannot be had."""
 
+    def report(self, shown: Any, with_regret: bool) -> Any:
+        """The report of a service's run: a ``dpilot.monitor.report.Report``. This may raise, and take long."""
+
 
 class Displayed:
     """Base of what is shown as more than one line: handles and decisions.

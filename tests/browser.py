@@ -12,7 +12,7 @@ from tests.services import program_path
 if TYPE_CHECKING:
     from selenium import webdriver
 
-__all__ = ["browser", "text_of"]
+__all__ = ["browser", "faint_text", "show_in", "text_of", "unlabelled"]
 
 #: Quiet and alone: it opens no connection that a page does not ask for.
 _FLAGS = (
@@ -29,6 +29,51 @@ const seen = [];
   node.childNodes.forEach(read);
 })(arguments[0] || document.body);
 return seen.join("\\n");
+"""
+#: Text with less contrast than WCAG 2 asks for (AA: 4.5), with its ratio; backgrounds are blended up to the page's.
+_FAINT = """
+const parent = node => node.assignedSlot || node.parentElement || (node.getRootNode().host || null);
+const colour = text => { const n = text.match(/[0-9.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
+const over = (top, below) => [0, 1, 2].map(i => top[i] * top[3] + below[i] * (1 - top[3])).concat(1);
+const luminance = c => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {
+  const part = c[i] / 255; return sum + weight * (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+}, 0);
+function behind(node) {
+  if (!node) return [255, 255, 255, 1];
+  return over(colour(getComputedStyle(node).backgroundColor), behind(parent(node)));
+}
+const faint = [];
+(function look(node) {
+  if (node.nodeType === Node.TEXT_NODE) {
+    const text = node.textContent.trim(), of = parent(node);
+    if (!text || !of || /^(script|style|title)$/i.test(of.tagName) || !of.getClientRects().length) return;
+    let shown = 1;
+    for (let up = of; up; up = parent(up)) shown *= Number(getComputedStyle(up).opacity);
+    const back = behind(of), ink = colour(getComputedStyle(of).color);
+    const [light, dark] = [luminance(over([...ink.slice(0, 3), ink[3] * shown], back)), luminance(back)]
+      .sort((a, b) => b - a);
+    const ratio = (light + 0.05) / (dark + 0.05);
+    if (ratio < 4.5) faint.push(`${text}: ${ratio.toFixed(2)}`);
+    return;
+  }
+  if (node.shadowRoot) node.shadowRoot.childNodes.forEach(look);
+  node.childNodes.forEach(look);
+})(document.body);
+return faint;
+"""
+#: What means something and says nothing to those who do not see it.
+_UNLABELLED = """
+const mute = document.documentElement.lang ? [] : ["the page's language"];
+(function look(node) {
+  if (node.nodeType === Node.ELEMENT_NODE) {
+    const label = (node.getAttribute("aria-label") || "").trim();
+    const needs = node.matches("section, svg, [role=img]"), may = node.matches("a, button, summary");
+    if (!label && (needs || may && !node.textContent.trim())) mute.push(node.outerHTML.slice(0, 120));
+  }
+  if (node.shadowRoot) node.shadowRoot.childNodes.forEach(look);
+  node.childNodes.forEach(look);
+})(document.body);
+return mute;
 """
 
 
@@ -61,3 +106,19 @@ def browser(profile: Path, width: int = 1280, height: int = 900) -> Iterator[web
 def text_of(page: webdriver.Chrome, element: object = None) -> str:
     """All text of a page, or of one of its elements, a piece a line."""
     return str(page.execute_script(_TEXT, element))
+
+
+def show_in(page: webdriver.Chrome, theme: str) -> None:
+    """Have a page think that the system is ``light`` or ``dark``."""
+    media = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+
+
+def faint_text(page: webdriver.Chrome) -> list[str]:
+    """The text that has too little contrast to what is behind it, with the ratio: below WCAG's 4.5."""
+    return list(page.execute_script(_FAINT))
+
+
+def unlabelled(page: webdriver.Chrome) -> list[str]:
+    """Sections, drawings and links that have no name for those who do not see them."""
+    return list(page.execute_script(_UNLABELLED))

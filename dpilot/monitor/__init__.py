@@ -47,5 +47,10 @@ class _Drawing:
         except Exception:  # no ipywidgets, or one that is broken: there is HTML
             return None
 
+    def report(self, shown: Any, with_regret: bool) -> Any:
+        from dpilot.monitor.report import Report
+
+        return Report.of(shown._session, shown.id, with_regret=with_regret)
+
 
 Displayed.drawing = _Drawing()

@@ -173,8 +173,9 @@ def _figure(theme: str, **options: Any) -> figure:
         axis.major_label_text_font_size = "12px"
     for grid in made.grid:
         grid.grid_line_color = colours["grid"]
+    made.xaxis.ticker.desired_num_ticks = 5  # that they do not run into each other where there is little room
     made.xaxis.formatter = DatetimeTickFormatter(
-        milliseconds="%H:%M:%S.%3N", seconds="%H:%M:%S", minsec="%H:%M:%S", minutes="%H:%M", hourmin="%H:%M"
+        milliseconds="%M:%S.%3N", seconds="%H:%M:%S", minsec="%H:%M:%S", minutes="%H:%M", hourmin="%H:%M"
     )
     return made
 

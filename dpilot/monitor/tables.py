@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["nbytes_text", "text_table"]
+__all__ = ["duration_text", "nbytes_text", "text_table"]
 
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence[object]], indent: int = 2) -> str:
@@ -47,3 +47,15 @@ def nbytes_text(nbytes: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def duration_text(seconds: float) -> str:
+    """A length of time with three digits, such as ``"12.3 s"``."""
+    if not seconds:
+        return "0 s"
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms"
+    for limit, scale, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 86_400:,.1f} days"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Coroutine
@@ -111,7 +112,9 @@ class Coordinator:
         record.order = unit.submitted
         record.directory = unit.directory or unit.id
         record.outputs = tuple(du for du, _ in unit.outputs)
-        record.recompute = not isinstance(unit.work, Program)
+        record.program = sys.intern(unit.work.executable) if isinstance(unit.work, Program) else None
+        record.recompute = record.program is None
+        record.takes_results = bool(task.dependencies)
         self.records.units[unit.id] = record
         self._unit_of[task.key] = record
         self.advance(record, State.Pending, unit.submitted)
@@ -145,7 +148,9 @@ class Coordinator:
             self._enqueue(record)
 
     def _enqueue(self, record: UnitRecord) -> None:
-        self.matcher.submit(record.id, record.request, now=time.time(), priority=record.priority, order=record.order)
+        now = time.time()
+        record.ready = now if record.ready is None else record.ready
+        self.matcher.submit(record.id, record.request, now=now, priority=record.priority, order=record.order)
         self._match_soon()
 
     def _taken_back(self, record: UnitRecord) -> None:

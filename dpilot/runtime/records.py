@@ -191,6 +191,7 @@ class UnitRecord(Record):
         "brought",
         "decision",
         "directory",
+        "failure",
         "key",
         "missing",
         "nbytes",
@@ -198,12 +199,15 @@ class UnitRecord(Record):
         "outputs",
         "pilot",
         "priority",
+        "program",
         "read",
+        "ready",
         "recompute",
         "request",
         "result",
         "runnable",
         "staged_s",
+        "takes_results",
         "warnings",
         "worker",
     )
@@ -216,7 +220,10 @@ class UnitRecord(Record):
         self.order = 0.0
         self.directory = id  # where it runs: absolute, or in the pilot's directory
         self.outputs: tuple[str, ...] = ()
+        self.program: str | None = None  # the executable; None of a Python function
         self.missing: set[str] = set()  # inputs that are not ready
+        self.takes_results = False  # whether it takes those of other units as arguments
+        self.ready: float | None = None  # when all that it reads and takes was there
         self.runnable = False  # whether Dask has parked it: all that it takes as arguments is there
         self.pilot: str | None = None
         self.worker: str | None = None
@@ -231,6 +238,7 @@ class UnitRecord(Record):
         #: Of what was copied to its machine: data unit, store, bytes, seconds, and when that began.
         self.brought: tuple[tuple[str, str, int, float, float], ...] = ()
         self.result: bytes | None = None
+        self.failure: str | None = None  # the repr of what it raised, for when Dask has forgotten it
         self.warnings: tuple[str, ...] = ()
 
     def times(self) -> Times:

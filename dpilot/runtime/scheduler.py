@@ -21,8 +21,8 @@ from dpilot.errors import (
     PilotLaunchError,
 )
 from dpilot.runtime import adapter
+from dpilot.runtime.account import AccountCalls
 from dpilot.runtime.records import PilotRecord
-from dpilot.runtime.table_calls import TableCalls
 from dpilot.states import State
 
 __all__ = ["PLUGIN", "PilotPlugin"]
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _LAST_WORDS_S = 2.0
 
 
-class PilotPlugin(TableCalls, SchedulerPlugin):
+class PilotPlugin(AccountCalls, SchedulerPlugin):
     """dpilot on the scheduler; ``client.register_plugin`` installs it, once."""
 
     name = PLUGIN
@@ -86,6 +86,7 @@ class PilotPlugin(TableCalls, SchedulerPlugin):
         if finish == "memory":
             self._succeeded(record, kwargs)
         elif finish == "erred":
+            record.failure = kwargs.get("exception_text")
             self._ended(record, State.Failed, adapter.computed(kwargs)[0])
         elif finish == "no-worker":
             if start == "no-worker":  # it was bound to a worker that takes no tasks now

@@ -142,6 +142,7 @@ class TableCalls(Calls):
         if isinstance(record, UnitRecord) and record.life.state is State.Failed:
             with suppress(KeyError):  # Dask has forgotten it
                 return adapter.error_text(self.scheduler, record.key)
+            return record.failure
         return None
 
     def _about_service(self, service: ServiceRecord) -> dict[str, Any]:

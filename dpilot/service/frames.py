@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpilot.display import Displayed
 from dpilot.errors import PilotError
 from dpilot.service.handle import Handle
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["Frames"]
+__all__ = ["Frames", "frame_of"]
 
 
 class Frames(Handle):
@@ -147,6 +149,54 @@ class Frames(Handle):
         frame.insert(place + 4, "bytes_per_s", (frame["moved_bytes"] / actual).where(actual > 0))
         return frame.set_index("transfer")
 
+    def report(self, path: str | Path | None = None, *, regret: bool = False) -> Any:
+        """What happened in the run of its compute units: a page that needs nothing else, and data frames.
+
+        It has a time line by pilot, where data lay and units ran, bytes local, moved, and saved against a data-blind
+        run, pilots' utilisation, run times and executables, the slowest units, failures with their errors. It can be
+        made while units run, when they have ended, and after the pilots are gone.
+
+        Parameters
+        ----------
+        path : str or Path, optional
+            Where to write the page, such as ``"run.html"``.
+        regret : bool
+            Replay the run in the simulator, too, and set it beside a bound and a plan with perfect knowledge. That may
+            take a minute.
+
+        Returns
+        -------
+        dpilot.monitor.report.Report
+            ``html()`` is the page, ``frame(name)`` a data frame, ``names`` tells which there are; notebooks show it.
+
+        Raises
+        ------
+        PilotError
+            If nothing has run that could be replayed.
+        ConnectionLostError
+        """
+        assert Displayed.drawing is not None  # importing dpilot sees to it
+        report = Displayed.drawing.report(self, regret)
+        if path is not None:
+            report.save(path)
+        return report
+
+    def record(self, path: str | Path) -> None:
+        """Write the run of its compute units down for the simulator: ``dpilot simulate run.jsonl`` replays it.
+
+        Parameters
+        ----------
+        path : str or Path
+            It ends in ``.jsonl``.
+
+        Raises
+        ------
+        DescriptionError
+            If it does not.
+        ConnectionLostError
+        """
+        self.report().record(path)
+
 
 #: Columns -> what the scheduler calls them.
 _TRANSFER_COLUMNS = {
@@ -172,6 +222,18 @@ def _pandas() -> Any:
     except ImportError:
         raise PilotError("data frames need pandas; install it with: pip install 'dpilot[notebook]'") from None
     return pandas
+
+
+def frame_of(names: Iterable[str], rows: Sequence[Mapping[str, Any]], *times: str) -> DataFrame:
+    """Rows as a data frame with the columns `names`; in those of `times`, seconds since the epoch become times in UTC.
+
+    Raises
+    ------
+    PilotError
+        If pandas is not installed.
+    """
+    columns = {name: [row[name] for row in rows] for name in names}
+    return _frame(_pandas(), columns, *(name for name in times if name in columns))
 
 
 def _frame(pandas: Any, columns: Mapping[str, list[Any]], *times: str) -> DataFrame:

@@ -20,7 +20,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from dpilot import ComputeDataService, ComputeUnit, DataUnit, PilotComputeService, PilotDataService, State
 from dpilot.monitor.theme import THEMES
 from dpilot.runtime.session import Session
-from tests.browser import browser, text_of
 from tests.helpers import LONG_S, eventually, script
 from tests.services import free_port, wait_for_port
 
@@ -262,32 +261,6 @@ def test_jupyterlab_lists_the_plots_and_every_one_is_there(run):
     assert len(ours) == 8
     for path in ours:
         assert "data-root-id" in get(f"{run.http}{path}")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (700, "dark")])
-def test_the_page_shows_the_same_figures(run, tmp_path, width, theme):
-    with browser(tmp_path, width) as page:
-        page.get(f"{run.http}/dpilot?theme={theme}")
-        text = eventually(lambda: (text := text_of(page)).count("units done") and text, "the page is drawn")
-        pieces = text.split("\n")
-        for number, label in (("25", "units done"), ("3", "units waiting"), ("4", "replicas"), ("0 / 6", "slots busy")):
-            assert pieces[pieces.index(label) - 1] == number
-        assert "2 failed" in text
-        for id in (*run.site_of, *(unit.id for unit in run.data.values())):
-            assert id in pieces
-        matrix = text_of(page, page.find_element("css selector", "section[aria-label=Placement]")).split("\n")
-        for n in run.placed().values():
-            assert str(n) in matrix
-        # Nothing sticks out at the side, and nothing failed on the page.
-        assert page.execute_script("return document.documentElement.scrollWidth") <= width
-        assert [line for line in page.get_log("browser") if line["level"] == "SEVERE"] == []
-        background = page.execute_script("return getComputedStyle(document.body).backgroundColor")
-        assert background == "rgb({}, {}, {})".format(*_rgb(THEMES[theme]["page"]))
-        assert all(
-            page.execute_script("return arguments[0].getAttribute('aria-label')", section)
-            for section in page.find_elements("tag name", "section")
-        )
 
 
 @pytest.mark.slow
