@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 import dpilot
-from tests.services import S3, Sshd, Web
+from tests.services import S3, Sshd, Web, require
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -64,6 +64,20 @@ def words_of_stores(request: pytest.FixtureRequest, directory: Path) -> Words:
     }
 
 
+def words_of_launcher(request: pytest.FixtureRequest, directory: Path) -> Words:
+    require("ssh")
+    sshd: Sshd = request.getfixturevalue("sshd")
+    options = ["BatchMode=yes", f"Port={sshd.port}", f"UserKnownHostsFile={sshd.directory / 'known_hosts'}"]
+    return {
+        '"-o", "BatchMode=yes"': ", ".join(
+            f'"-o", {option!r}' for option in [*options, f"IdentityFile={sshd.userkey}"]
+        ),
+        "lab.example.org": "127.0.0.1",
+        '"python3"': repr(sys.executable),
+        "/tmp/dpilot-work": str(directory / "work"),
+    }
+
+
 def words_of_tls(request: pytest.FixtureRequest, directory: Path) -> Words:
     from tests.test_peer import make_certificates
 
@@ -73,6 +87,7 @@ def words_of_tls(request: pytest.FixtureRequest, directory: Path) -> Words:
 
 
 WORDS: dict[str, Callable[[pytest.FixtureRequest, Path], Words]] = {
+    "howto/launcher.md": words_of_launcher,
     "howto/stores.md": words_of_stores,
     "howto/tls.md": words_of_tls,
 }
