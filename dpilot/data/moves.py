@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from dpilot.data.checksum import Hasher
+from dpilot.data.local import LocalLocation
 from dpilot.data.location import Chunks, Location
 from dpilot.data.manifest import FileEntry
 from dpilot.data.retry import RETRY, Retry
@@ -20,6 +22,7 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 MAX_TRANSFERS = 8
+_SMALL = 8 * 1024 * 1024
 
 #: Called with the number of bytes that have just moved, by one thread at a time; with a negative number if a file is
 #: begun again. An exception in it ends the transfer, which is also a way to cancel one.
@@ -77,11 +80,22 @@ def carry_out(moves: Sequence[Move], terms: Terms) -> list[FileEntry]:
     TransferStoppedError
         If the transfer was stopped.
     """
-    return each(_attempt, moves, terms)
+    # Small files on disks of this machine are work for a processor, at which threads would only be in each other's way.
+    busy = all(
+        isinstance(move.source, LocalLocation)
+        and isinstance(move.target, LocalLocation)
+        and (move.nbytes or 0) < _SMALL
+        for move in moves
+    )
+    return each(_attempt, moves, terms, 1 if busy else terms.max_transfers)
 
 
-def each(work: Callable[[_T, OnBytes], _R], items: Sequence[_T], terms: Terms) -> list[_R]:
-    """Call `work` with every item and whom to tell of progress; or raise its first error, once all threads let go."""
+def each(work: Callable[[_T, OnBytes], _R], items: Sequence[_T], terms: Terms, threads: int | None = None) -> list[_R]:
+    """Call `work` with every item and whom to tell of progress; or raise its first error, once all threads let go.
+
+    There are so many `threads` at first, by default as many as may be, and one more whenever an item took a thread
+    mostly to wait, as those of a disk behind a network do.
+    """
     lock = threading.Lock()
 
     def progress(nbytes: int) -> None:
@@ -104,22 +118,28 @@ def each(work: Callable[[_T, OnBytes], _R], items: Sequence[_T], terms: Terms) -
                 number, item = next(waiting, (-1, None))
             if item is None:
                 return
+            begun, begun_cpu = time.perf_counter(), time.thread_time()
             try:
                 results[number] = attempt(item)
             except BaseException as error:
                 failures.append(error)
                 terms.stop.set()
                 return
+            if len(working) < most and time.perf_counter() - begun > 2 * (time.thread_time() - begun_cpu):
+                working.append(pool.submit(work_off))
 
-    threads = min(terms.max_transfers, len(items))
-    if threads <= 1:
+    most = min(terms.max_transfers, len(items))
+    # Not a future for each item: with many small files, those would be a good part of the work.
+    working: list[Future[None]] = []
+    if most <= 1:
+        most = 0  # further ones
         work_off()
     else:
-        # Not a future for each item: with many small files, those would be a good part of the work.
-        with ThreadPoolExecutor(threads, thread_name_prefix="dpilot-transfer") as pool:
-            working = [pool.submit(work_off) for _ in range(threads)]
+        with ThreadPoolExecutor(most, thread_name_prefix="dpilot-transfer") as pool:
+            working += [pool.submit(work_off) for _ in range(min(most, threads or most))]
             try:
-                wait(working)
+                for future in working:  # and those that are appended meanwhile
+                    future.result()
             except BaseException:  # interrupted
                 terms.stop.set()
                 raise
