@@ -31,6 +31,7 @@ _PART = 16 * 1024 * 1024
 _LONG_PART = 16 * _PART  # which are not kept, so they may be longer
 _FAST = 400e6  # bytes a second of one connection
 _PIECE = 256 * 1024  # small enough to stay in the processor's cache while it is hashed and written
+_WHOLE = 4 * _PIECE  # as one piece: each takes a change of threads
 _MAX_PARTS = 9_000  # S3 takes 10,000
 
 _VALID_S = 3600  # of a signed URL, with which a part is asked for at once
@@ -101,6 +102,10 @@ class Bucket:
         with _errors():
             first = obstore.get(self._store, key, options={} if empty else {"range": (0, _PART)})
             size = first.meta["size"]
+            if size <= _WHOLE:
+                if data := first.bytes():
+                    yield data
+                return
             if empty or size <= _PART:
                 yield from first.stream(_PIECE)
                 return
