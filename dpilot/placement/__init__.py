@@ -6,6 +6,7 @@ Time is passed in, so the same events give the same decisions, in a test, in a s
 thousand workers and in the scheduler.
 """
 
+from dpilot.placement.ahead import Copying
 from dpilot.placement.decision import Decision, Row
 from dpilot.placement.estimates import RunTimes
 from dpilot.placement.links import LinkRow, Links, StatedLink
@@ -18,6 +19,7 @@ from dpilot.placement.views import InputView, PilotView, Request
 
 __all__ = [
     "Binding",
+    "Copying",
     "Decision",
     "Distance",
     "InputView",

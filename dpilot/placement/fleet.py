@@ -5,8 +5,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Collection
 
-from dpilot.placement.lines import Queue, Waiting
-from dpilot.placement.places import Pilot, Pool
+from dpilot.placement.lines import Line, Queue, Waiting
+from dpilot.placement.places import Pilot, Place, Pool
 from dpilot.placement.slots import PilotSlots, Reservation
 from dpilot.placement.topology import Site
 from dpilot.placement.transit import Transit
@@ -35,6 +35,7 @@ class Fleet:
         self._direct: dict[str, Pool] = {}  # for units that were submitted to one pilot
         self._changed: dict[Pilot, None] = {}
         self._fresh: dict[Pilot, None] = {}  # those that may have room since it was last tried to fill it
+        self._untold: dict[Line, None] = {}  # lines that may have other homes, and have yet to be given them
         self._marked: list[tuple[Waiting, int, Queue]] = []  # a heap: queues that something has happened to
 
     # -- pilots and their workers
@@ -152,6 +153,12 @@ class Fleet:
         """Slots of all workers of `pilot` that are here."""
         return self._pilots[pilot].slots.total if pilot in self._pilots else 0
 
+    def units_at(self, pilot: str, address: str) -> list[str]:
+        """The units that hold anything of a worker."""
+        held = self._pilots.get(pilot)
+        worker = None if held is None else held.slots.workers.get(address)
+        return [] if worker is None else sorted(worker.units)
+
     def held(self, unit: str) -> Reservation | None:
         """What a bound unit holds: slots, memory and GPUs, by worker; None if it is not bound."""
         pilot = self._pilot_of.get(unit)
@@ -181,6 +188,7 @@ class Fleet:
     def _join(self, pilot: Pilot, pool: Pool) -> None:
         pool.add(pilot)
         self._changed[pilot] = None
+        self._tell_coming(pool.away)
         for queue in pool.nowhere.queues.values():
             self.mark(queue)
 
@@ -188,6 +196,13 @@ class Fleet:
         for place in pool.remove(pilot):
             for queue in place.queues.values():
                 self.mark(queue)
+            self._tell_coming(place)
+        self._tell_coming(pool.away)
+
+    def _tell_coming(self, place: Place) -> None:
+        """Lines whose data is coming to a place may have another home."""
+        for queue in place.coming.values():
+            self._untold.update(queue.lines)
 
     def _re_decide(self, pilot: Pilot) -> None:
         """What a pilot can do has changed: lines may have other homes."""
@@ -196,12 +211,17 @@ class Fleet:
                 pool.version += 1
                 for queue in pool.nowhere.queues.values():
                     self.mark(queue)
+                self._tell_coming(pool.away)
+        for place in pilot.places:
+            self._tell_coming(place)
         self._mark_all(pilot)
 
     # -- queues that something has happened to
 
     def mark(self, queue: Queue) -> None:
         """Something has happened to a queue: see what it can do when next asked."""
+        if queue.is_coming:
+            return
         head = queue.head()
         if head is None:
             self._unreserve(queue.reserved)

@@ -10,7 +10,7 @@ from dpilot.placement.policy import Policy
 from dpilot.placement.topology import Distance, Site
 from dpilot.placement.views import InputView
 
-__all__ = ["choose", "named"]
+__all__ = ["choose", "is_far", "named"]
 
 _ANYWHERE = Site()
 #: Places that cost so little more than the best one count as equally good, in seconds.
@@ -43,8 +43,13 @@ def named(line: Line, views: Sequence[InputView]) -> list[Place]:
     return list(places)
 
 
+def is_far(views: Sequence[InputView], site: Site) -> bool:
+    """Whether some of the inputs have no replica in the datacenter of a site."""
+    return any(view.sites and not any(map(site.is_near, view.sites)) for view in views)
+
+
 def choose(
-    line: Line, views: Sequence[InputView], policy: Policy, until: float | None
+    line: Line, views: Sequence[InputView], policy: Policy, until: float | None, ahead: bool = False
 ) -> tuple[list[Place], list[tuple[float, Place]]]:
     """Where a line should stand.
 
@@ -56,6 +61,8 @@ def choose(
     policy : Policy
     until : float or None
         When its units would end if they began now; None: nobody knows.
+    ahead : bool
+        Whether its data may be brought to where it stands before a unit of it is bound.
 
     Returns
     -------
@@ -67,12 +74,19 @@ def choose(
     pool, need = line.pool, line.need
     if pool.is_flat:
         return ([pool.root] if pool.root.could_until(need, until) else []), []
+    if line.target is not None:
+        if line.target.could_until(need, until):
+            others = [place for place in named(line, views) if place is not line.target and place.site.machine]
+            return [line.target], [(_missing(views, place), place) for place in others]
+        line.target = None
     able = [place for place in named(line, views) if place.could_until(need, until)]
     if len(able) > 1 and len(views) == 1 and line.request.site == _ANYWHERE:
         return _nearest(views[0], able)
     if not able:
         if not pool.root.could_until(need, until):
             return [], []
+        if ahead and pool.root.keeps and any(view.sites for view in views):
+            return [pool.away], []
         if not any(view.sites for view in views) or len(pool.zones) > _MOST_ZONES:
             return [pool.root], []
         able = [place for place in pool.zones.values() if place.could_until(need, until)]
@@ -84,6 +98,8 @@ def choose(
     if len(homes) > _MOST_HOMES:
         homes = sorted(homes, key=lambda place: place.backlog_s / place.slots)[:_MOST_HOMES]
     homes = [place for place in homes if place.parent not in homes]
+    if ahead and len(homes) > 1 and is_far(views, homes[0].site):
+        homes = [min(homes, key=lambda place: (place.backlog_s + sum(place.own.values())) / place.slots)]
     others = [place for place in able if place not in homes]
     return homes, [(_missing(views, place), place) for place in others]
 

@@ -26,7 +26,21 @@ class Waiting(NamedTuple):
 class Line:
     """Units with equal requests: a decision is taken once for the first, however many stand behind it."""
 
-    __slots__ = ("_heap", "length", "nbytes", "need", "number", "pool", "queues", "request", "version")
+    __slots__ = (
+        "_heap",
+        "is_asked",
+        "is_coming",
+        "is_late",
+        "length",
+        "nbytes",
+        "need",
+        "number",
+        "pool",
+        "queues",
+        "request",
+        "target",
+        "version",
+    )
 
     def __init__(self, request: Request, pool: Pool, need: Need, number: int) -> None:
         self.request = request
@@ -36,6 +50,10 @@ class Line:
         self.length = 0
         self.nbytes = 0.0  # what its units read
         self.queues: tuple[Queue, ...] = ()  # of its homes, which are equally good
+        self.target: Place | None = None  # where its data was sent to, so that it is its home
+        self.is_coming = False  # whether its data has yet to come to its home
+        self.is_asked = False  # whether it is on its way
+        self.is_late = False  # whether it was waited for long enough
         self.version = -1  # of the pool and the links, when the homes were chosen
         self._heap: list[Waiting] = []
 
@@ -63,7 +81,9 @@ class Queue:
         "_heads",
         "_movable",
         "due",
+        "is_coming",
         "key_s",
+        "lines",
         "marked",
         "need",
         "number",
@@ -74,8 +94,9 @@ class Queue:
         "reserved_for",
     )
 
-    def __init__(self, place: Place, pool: Pool, need: Need, number: int) -> None:
+    def __init__(self, place: Place, pool: Pool, need: Need, number: int, is_coming: bool = False) -> None:
         self.place = place
+        self.is_coming = is_coming  # whether the data of its lines has yet to come
         self.pool = pool
         self.need = need
         self.number = number
@@ -85,18 +106,21 @@ class Queue:
         self.key_s: float | None = None  # how long it was when it was last put among the pool's busy ones
         self.due: float | None = None  # when it is to be looked at again even if nothing happens
         self.refused: tuple[int, float] | None = None  # when nothing of it was worth its way, and how long it was then
+        self.lines: dict[Line, None] = {}  # those whose data is coming
         self._heads: list[Waiting] = []  # a heap, with what is out of date
         # A heap of lines, those with the least to move for a unit first: rank, bytes a unit, number, line, length.
         self._movable: list[tuple[float, float, int, Line, int]] = []
 
     def push(self, head: Waiting) -> None:
         """A line whose first unit this is stands here, or has another first one now."""
+        if self.is_coming:
+            return  # nobody is bound from here
         heapq.heappush(self._heads, head)
 
     def push_movable(self, line: Line) -> None:
         """A line that stands here, and could be taken to another place, is new or has grown."""
         head = line.head()
-        if head is not None and self.place.parent is not None:
+        if head is not None and self.place.parent is not None and not self.is_coming:
             entry = head.rank, line.nbytes / line.length, line.number, line, line.length
             heapq.heappush(self._movable, entry)
 

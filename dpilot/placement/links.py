@@ -7,6 +7,13 @@ Of each link three things are learned, each an exponentially weighted mean: what
 are under way at a time get together, and the latency of a file. A transfer beside n others is expected to get the
 lesser of the first and a share, one in n + 1, of the second. As long as it is not known what a link carries in all, one
 between datacenters is taken to carry what one transfer gets, and one inside of a datacenter to be wide.
+
+All that leaves a datacenter shares its *way out*, all that enters one its *way in*, and of these it is learned, too,
+what they carry. So a source with many readers is seen to be busy whatever links they are on.
+
+What is assumed of a link that nothing has been moved over is a guess: it is tried with one transfer
+(:meth:`Links.has_room`), and may be wrong by so much (:meth:`Links.doubt`). A transfer that takes long tells so before
+it has ended (:meth:`Links.overdue`).
 """
 
 from __future__ import annotations
@@ -29,6 +36,11 @@ _LATENCY_S = {
     Distance.SAME_DATACENTER: 2e-3,
     Distance.OTHER_DATACENTER: 4e-2,
 }
+#: How many times longer a transfer may well take over a link of which nothing is known.
+_DOUBT = 3.0
+#: How many transfers at a time are worth while on a link, or a way, of which nothing is known but one transfer's rate;
+#: and at the most.
+_FEW, _MANY = 2, 8
 #: Weight of the newest observation in the moving averages.
 _WEIGHT = 0.3
 #: How much an estimate changes before decisions that were built on it are taken anew.
@@ -89,6 +101,40 @@ class LinkRow(NamedTuple):
     actual_s: float
 
 
+class _Way:
+    """What all transfers out of, or into, a datacenter share."""
+
+    __slots__ = ("alone", "capacity", "next_at", "transfers")
+
+    def __init__(self) -> None:
+        self.alone = 0.0  # the most that was seen of one transfer, in bytes per second
+        self.capacity: float | None = None  # of all transfers at a time
+        self.transfers = 0
+        self.next_at = 0.0  # not before then another one
+
+    def share(self, rate: float, transfers: int) -> float:
+        """What each of so many transfers gets, of which one alone gets `rate`."""
+        if transfers <= 1:
+            return rate
+        return rate / transfers if self.capacity is None else min(rate, self.capacity / transfers)
+
+    def learn(self, seen: float) -> None:
+        """One of the transfers had so many bytes per second. Others may have had less, and there may be more room."""
+        n = max(1, self.transfers)
+        if n == 1:
+            self.alone = max(seen, self.alone + _WEIGHT * (seen - self.alone))
+        elif self.capacity is None or seen * n > self.capacity:
+            self.capacity = seen * n
+        else:
+            self.capacity += _WEIGHT / 3 * (seen * n - self.capacity)
+
+    def limit(self) -> int:
+        """How many transfers at a time are worth while: one more than fill it, as far as is known."""
+        if self.capacity is None or not self.alone:
+            return _FEW
+        return max(_FEW, min(_MANY, int(self.capacity / self.alone + 0.2) + 1))
+
+
 class _Link:
     __slots__ = (
         "actual_s",
@@ -103,12 +149,16 @@ class _Link:
         "names",
         "predicted_s",
         "ratio",
+        "reverse",
         "transfers",
+        "ways",
     )
 
-    def __init__(self, names: tuple[str, str], distance: Distance) -> None:
+    def __init__(self, names: tuple[str, str], distance: Distance, ways: tuple[_Way, ...] = ()) -> None:
         self.names = names
         self.distance = distance
+        self.ways = ways  # out of the one datacenter and into the other
+        self.reverse: _Link | None = None
         self.alone: float | None = None  # bytes per second
         self.capacity: float | None = None
         self.latency_s: float | None = None
@@ -119,6 +169,14 @@ class _Link:
         self.n = 0
         self.ratio = 1.0
         self.predicted_s = self.actual_s = 0.0
+
+    @property
+    def busiest(self) -> int:
+        """How many transfers are on it, or on what it shares with others."""
+        n = self.transfers
+        for way in self.ways:
+            n = max(n, way.transfers)
+        return n
 
 
 class Links:
@@ -150,6 +208,8 @@ class Links:
         self._news = 0
         self._links: dict[tuple[str | None, str | None, bool], _Link] = {}
         self._between: dict[tuple[Site, Site], _Link] = {}
+        self._ways: dict[tuple[str, str], _Way] = {}
+        self._seen: set[Distance] = set()  # of links on which transfers were seen
         self._assumed = self._assume()
         known = list(stated)
         for link in [StatedLink(other.target, other.source, *other[2:]) for other in known] + known:
@@ -162,7 +222,11 @@ class Links:
         if begin and end and begin != end:  # not kept by pair of sites: there may be millions of them
             link = self._links.get((begin, end, False))
             if link is None:
-                link = self._links[begin, end, False] = _Link((begin, end), Distance.OTHER_DATACENTER)
+                ways = self._ways.setdefault(("from", begin), _Way()), self._ways.setdefault(("to", end), _Way())
+                link = self._links[begin, end, False] = _Link((begin, end), Distance.OTHER_DATACENTER, ways)
+                link.reverse = self._links.get((end, begin, False))
+                if link.reverse is not None:
+                    link.reverse.reverse = link
             return link
         link = self._between.get((source, target))
         if link is None:
@@ -183,12 +247,51 @@ class Links:
 
     def begin(self, source: Site, target: Site) -> None:
         """A transfer from one site to another is about to begin."""
-        self._link(source, target).transfers += 1
+        link = self._link(source, target)
+        link.transfers += 1
+        for way in link.ways:
+            way.transfers += 1
 
     def end(self, source: Site, target: Site) -> None:
         """A transfer has ended, or will not be made."""
         link = self._link(source, target)
-        link.transfers = max(0, link.transfers - 1)
+        if link.transfers:
+            link.transfers -= 1
+            for way in link.ways:
+                way.transfers -= 1
+
+    def space(self, source: Site, target: Site, now: float, seconds: float) -> None:
+        """A transfer that will take about `seconds` begins: the next one on its ways should begin when it is half done.
+
+        Else they would all begin and end together, and nothing would move while they begin.
+        """
+        for way in self._link(source, target).ways:
+            way.next_at = now + seconds / way.limit()
+
+    def next_at(self, source: Site, target: Site) -> float:
+        """When the next transfer should begin beside those that are under way; 0: there are none."""
+        return max((way.next_at for way in self._link(source, target).ways if way.transfers), default=0.0)
+
+    def has_room(self, source: Site, target: Site) -> bool:
+        """Whether one more transfer at a time would make use of what those under way leave.
+
+        One, over a link of which nothing is known. Inside of a datacenter there is room.
+        """
+        link = self._link(source, target)
+        if not link.ways:
+            return True
+        if link.alone is None:
+            most = 1
+        elif link.capacity is None:
+            most = _FEW
+        else:
+            most = max(_FEW, min(_MANY, int(link.capacity / link.alone + 0.2) + 1))
+        return link.transfers < most and all(way.transfers < way.limit() for way in link.ways)
+
+    def doubt(self, source: Site, target: Site) -> float:
+        """How many times longer than expected a transfer may well take: 1 where some were seen, or it is stated."""
+        link = self._link(source, target)
+        return _DOUBT if link.alone is None and link.ways else 1.0
 
     # -- what was seen
 
@@ -201,26 +304,47 @@ class Links:
             return
         link = self._link(source, target)
         beside = max(1, link.transfers)
-        self._compare(link, self._seconds(link, nbytes, n_files, beside), seconds)
+        self._compare(link, self._seconds(link, nbytes, n_files), seconds)
         if nbytes < LEAST_TELLING_NBYTES:
-            seen_s = max(0.0, seconds - nbytes / self._rate(link, beside)) / max(1, n_files)
+            seen_s = max(0.0, seconds - nbytes / self._rate(link)) / max(1, n_files)
             link.latency_s = _mean(self._latency(link), seen_s)
             self.latency_s[link.distance] = _mean(self.latency_s[link.distance], seen_s)
         else:
             seen = nbytes / max(seconds - self._latency(link) * n_files, seconds / 2)
-            if beside == 1 or link.alone is None or seen > link.alone:
-                link.alone = _mean(link.alone or self._assumed[link.distance], seen)
+            for way in link.ways:
+                way.learn(seen)
+            if link.alone is None:
+                # What others on its way have left of it is no more than what one gets alone.
+                link.alone = max(seen, min(self._alone(link), seen * link.busiest))
+            elif link.busiest <= 1 or seen > link.alone:
+                link.alone = _mean(link.alone, seen)
             if beside > 1:
                 link.capacity = seen * beside if link.capacity is None else _mean(link.capacity, seen * beside)
             elif link.capacity is not None:
                 link.capacity = max(link.capacity, seen)
-            self.bandwidth_bytes_per_s[link.distance] = _mean(self.bandwidth_bytes_per_s[link.distance], seen)
+            known = self.bandwidth_bytes_per_s[link.distance]
+            self.bandwidth_bytes_per_s[link.distance] = _mean(known, seen) if link.distance in self._seen else seen
+            self._seen.add(link.distance)
             self._assumed = self._assume()
+        self._learned(link)
+
+    def _learned(self, link: _Link) -> None:
         self._news += 1
-        now = self._seconds(link, LEAST_TELLING_NBYTES * 16, 1, 1)
+        now = self._latency(link) + LEAST_TELLING_NBYTES * 16 / self._alone(link)
         if not link.last_told / _NOTABLE <= now <= link.last_told * _NOTABLE:
             link.last_told = now
             self.version += 1
+
+    def overdue(self, source: Site, target: Site, nbytes: int, seconds: float, n_files: int = 1) -> None:
+        """A transfer of `nbytes` in `n_files` files is still under way after `seconds`: so it has no more than that."""
+        link = self._link(source, target)
+        most = nbytes / max(seconds - self._latency(link) * n_files, seconds / 2)
+        if nbytes < LEAST_TELLING_NBYTES or most >= self._rate(link):
+            return
+        if link.capacity is not None:
+            link.capacity = min(link.capacity, most * max(1, link.transfers))
+        link.alone = min(self._alone(link), most * max(1, link.busiest))
+        self._learned(link)
 
     @staticmethod
     def _compare(link: _Link, predicted_s: float, actual_s: float) -> None:
@@ -238,15 +362,28 @@ class Links:
     def _latency(self, link: _Link) -> float:
         return self.latency_s[link.distance] if link.latency_s is None else link.latency_s
 
-    def _rate(self, link: _Link, transfers: int) -> float:
-        """What each of so many transfers on a link gets, in bytes per second."""
-        alone = link.alone or self._assumed[link.distance]
-        if link.capacity is not None:
-            return min(alone, link.capacity / max(1, transfers))
-        return alone / transfers if transfers > 1 and link.distance is Distance.OTHER_DATACENTER else alone
+    def _alone(self, link: _Link) -> float:
+        """What one transfer alone gets, in bytes per second: as was seen, or on the way back, or as far elsewhere."""
+        if link.alone is not None:
+            return link.alone
+        if link.reverse is not None and link.reverse.alone is not None:
+            return link.reverse.alone
+        return self._assumed[link.distance]
 
-    def _seconds(self, link: _Link, nbytes: int, n_files: int, transfers: int) -> float:
-        return self._latency(link) * n_files + nbytes / self._rate(link, transfers)
+    def _rate(self, link: _Link, more: int = 0) -> float:
+        """What a transfer on a link gets, in bytes per second, beside those that are there and so many more."""
+        rate = alone = self._alone(link)
+        transfers = link.transfers + more
+        if link.capacity is not None:
+            rate = min(alone, link.capacity / max(1, transfers))
+        elif transfers > 1 and link.distance is Distance.OTHER_DATACENTER:
+            rate = alone / transfers
+        for way in link.ways:
+            rate = min(rate, way.share(alone, way.transfers + more))
+        return rate
+
+    def _seconds(self, link: _Link, nbytes: int, n_files: int, more: int = 0) -> float:
+        return self._latency(link) * n_files + nbytes / self._rate(link, more)
 
     def rank(self, source: Site, target: Site) -> tuple[Distance, float]:
         """Sorts sources by how well they serve a target: the nearer first, of equally near ones the faster."""
@@ -263,10 +400,11 @@ class Links:
             As if nothing else was on the link; else beside what is on it now.
         """
         link = self._link(source, target)
-        if link.transfers and not alone:
-            return self._seconds(link, nbytes, n_files, link.transfers + 1)
+        if not alone and link.busiest:
+            return self._seconds(link, nbytes, n_files, 1)
         if link.as_of != self._news:
-            link.as_of, link.expected = self._news, (self._latency(link), 1 / self._rate(link, 1))
+            rate = self._alone(link) if link.capacity is None else min(self._alone(link), link.capacity)
+            link.as_of, link.expected = self._news, (self._latency(link), 1 / rate)
         file_s, byte_s = link.expected
         return file_s * n_files + nbytes * byte_s
 
@@ -275,7 +413,7 @@ class Links:
         rows = [
             LinkRow(
                 *link.names,
-                self._rate(link, 1),
+                self._alone(link) if link.capacity is None else min(self._alone(link), link.capacity),
                 link.capacity,
                 self._latency(link),
                 link.transfers,

@@ -22,19 +22,21 @@ What an event costs does not grow with the number of pilots or of waiting units:
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
+from dpilot.placement.ahead import Ahead, Copying
 from dpilot.placement.decision import Decision, Row, home_of, told
 from dpilot.placement.estimates import RunTimes
 from dpilot.placement.fleet import Fleet
-from dpilot.placement.homes import choose
+from dpilot.placement.homes import choose, is_far, named
 from dpilot.placement.lines import Line, Queue, Waiting
 from dpilot.placement.places import Need, Pilot, Place, Pool
 from dpilot.placement.policy import Policy
 from dpilot.placement.spill import Spill
+from dpilot.placement.topology import Site
 from dpilot.placement.transit import Transit
 from dpilot.placement.views import InputView, PilotView, Request
 
@@ -46,6 +48,8 @@ _MOST_STEPS = 128
 _MOST_FRESH = 16
 #: How many lines are told at once of a replica.
 _MOST_TOLD = 64
+#: How soon it is looked again how long the first unit of a kind has run by now.
+_LEAST_LOOK_S = 0.02
 #: How many pilots a decision remembers.
 _MOST_ROWS = 8
 
@@ -63,11 +67,13 @@ class Matching(NamedTuple):
     """What :meth:`Matcher.match` decided.
 
     ``recheck_s`` is the time after which it should be asked again even if nothing happens (a unit that waits for its
-    best pilot may then go to another one; or not all that can be bound was bound, and it is 0), or None.
+    best pilot may then go to another one; or not all that can be bound was bound, and it is 0), or None. ``copies`` are
+    to be brought ahead of units; of each :meth:`Matcher.copied` is to be told when it has ended.
     """
 
     bindings: list[Binding]
     recheck_s: float | None
+    copies: Sequence[Copying] = ()
 
 
 class Matcher(Fleet):
@@ -83,6 +89,9 @@ class Matcher(Fleet):
     inputs : mapping of id to InputView
         The data units, as they are now. It is the caller's: the matcher looks up what a unit reads when it decides, and
         keeps nothing of it. Tell :meth:`data_changed` when one that units may be waiting for has changed.
+    ahead : bool
+        Whether the caller brings data ahead of units when :meth:`match` says so. Without it, only units that are bound
+        have their data brought.
     """
 
     def __init__(
@@ -92,17 +101,19 @@ class Matcher(Fleet):
         in_flight_s: float = 0.05,
         unknown_runtime_s: float = 0.5,
         inputs: Mapping[str, InputView] | None = None,
+        ahead: bool = False,
     ) -> None:
+        self.ahead = ahead
         self.policy = policy or Policy()
         super().__init__(Transit(self.policy.links), in_flight_s)
         self.runtimes = RunTimes(unknown_runtime_s)
         self.inputs: Mapping[str, InputView] = {} if inputs is None else inputs
         self._lines: dict[Request, Line] = {}
         self._readers: dict[str, Line | dict[Line, None]] = {}  # data unit -> who reads it; mostly it is one
-        self._changes = 0  # of data units that very many lines read
         self._waiting: dict[str, Waiting] = {}
         self._count = 0
         self._spill = Spill(self)
+        self._ahead = Ahead(self)
 
     # -- units
 
@@ -134,6 +145,8 @@ class Matcher(Fleet):
             if grown:
                 queue.push_movable(line)
             self.mark(queue)
+        if grown and line.is_coming:
+            self._want(line, waiting)
 
     def withdraw(self, unit: str) -> None:
         """`unit` waits no longer (canceled, or failed)."""
@@ -147,6 +160,9 @@ class Matcher(Fleet):
             line.queues[0].place.count(request.kind, -request.slots)
         head = line.head()
         if head is None:
+            for queue in line.queues:
+                queue.lines.pop(line, None)
+            self._untold.pop(line, None)
             del self._lines[request]
             for du in request.inputs:
                 self._unread(du, line)
@@ -160,6 +176,14 @@ class Matcher(Fleet):
     def staged(self, unit: str) -> None:
         """`unit`, which is bound, has its inputs: they are on no link any more."""
         self.transit.end(unit)
+
+    def copied(self, du: str, site: Site, is_there: bool = True) -> None:
+        """A data unit was brought ahead of units, or could not be: then units that want it bring it themselves."""
+        if self.transit.end_copy(du, site) and not is_there:
+            for line in list(self.readers(du)):
+                if line.is_coming:
+                    line.is_late, line.target = True, None
+                    self._untold[line] = None
 
     def release(self, unit: str) -> None:
         """`unit` has ended, or was lost: give back its slots."""
@@ -188,11 +212,22 @@ class Matcher(Fleet):
         readers = self._readers.get(du)
         if readers is None:
             return
-        lines = [readers] if isinstance(readers, Line) else list(islice(readers, _MOST_TOLD))
-        if not isinstance(readers, Line) and len(readers) > len(lines):
-            self._changes += 1  # whoever reads it sees it at the head of its queue
-        for line in lines:
-            self.stand(line, None)
+        if isinstance(readers, Line):
+            self.stand(readers, None)
+        elif len(readers) <= _MOST_TOLD:
+            for line in readers:
+                self.stand(line, None)
+        else:
+            self._untold.update(readers)
+
+    def readers(self, du: str) -> Iterable[Line]:
+        """The lines that read a data unit."""
+        readers = self._readers.get(du, {})
+        return (readers,) if isinstance(readers, Line) else readers
+
+    def named(self, line: Line) -> list[Place]:
+        """The places that a line's inputs and labels name."""
+        return named(line, self.views(line.request))
 
     def _read(self, du: str, line: Line) -> None:
         before = self._readers.setdefault(du, line)
@@ -220,8 +255,8 @@ class Matcher(Fleet):
         return self.runtimes.known_s(request.kind) if request.walltime_s is None else request.walltime_s
 
     def _version(self, line: Line) -> int:
-        # None of these ever falls, so the sum tells of all.
-        return line.pool.version + self.policy.links.version + self._changes
+        # None of these ever falls, so the sum tells of both.
+        return line.pool.version + self.policy.links.version
 
     def stand(self, line: Line, now: float | None) -> None:
         """Have a line stand in the queues of its homes as they are now."""
@@ -230,8 +265,13 @@ class Matcher(Fleet):
         views = self.views(request)
         lasts_s = None if now is None else self.lasts_s(request)
         until = None if now is None or lasts_s is None else now + lasts_s
-        homes, visits = choose(line, views, self.policy, until)
-        queues = tuple([self._queue(place, pool, line.need) for place in homes or (pool.nowhere,)])
+        ahead = self.ahead and line.need.slots == 1 and not line.is_late
+        homes, visits = choose(line, views, self.policy, until, ahead)
+        home = homes[0] if homes else pool.nowhere
+        may_come = ahead and home is not pool.nowhere and home.keeps
+        line.is_coming = home is pool.away or (may_come and is_far(views, home.site))
+        line.is_asked = False
+        queues = tuple([self._queue(place, pool, line.need, line.is_coming) for place in homes or (home,)])
         line.version = self._version(line)
         before, line.queues = line.queues, queues
         if before != queues:
@@ -239,20 +279,35 @@ class Matcher(Fleet):
                 before[0].place.count(request.kind, -line.length * request.slots)
             queues[0].place.count(request.kind, line.length * request.slots)
             line.nbytes = float(sum(view.nbytes for view in views))
+            for queue in before:
+                queue.lines.pop(line, None)
             for queue in queues:
+                if queue.is_coming:
+                    queue.lines[line] = None
                 if queue not in before:
                     queue.push(head)
                     queue.push_movable(line)
             for weight, place in visits:
                 heapq.heappush(place.visits, (head.rank, weight, line.number, line))
+            if line.is_coming:
+                cost_s = 0.0 if home is pool.away else self.policy.fit_s(request, home.site, views)
+                heapq.heappush(pool.late, (head.since + 2 * (cost_s + self.policy.prefer_wait_s), line.number, line))
+        if line.is_coming:
+            self._want(line, head)
         for queue in queues:
             self.mark(queue)
 
-    def _queue(self, place: Place, pool: Pool, need: Need) -> Queue:
-        queue = place.queues.get(need)
+    def _want(self, line: Line, head: Waiting) -> None:
+        """The data of a line has to be brought."""
+        entry = head.rank, line.nbytes / line.length, line.number, line
+        heapq.heappush(line.pool.wanting, entry)
+
+    def _queue(self, place: Place, pool: Pool, need: Need, is_coming: bool) -> Queue:
+        queues = place.coming if is_coming else place.queues
+        queue = queues.get(need)
         if queue is None:
             self._count += 1
-            queue = place.queues[need] = Queue(place, pool, need, self._count)
+            queue = queues[need] = Queue(place, pool, need, self._count, is_coming)
         return queue
 
     # -- decisions
@@ -265,6 +320,7 @@ class Matcher(Fleet):
         unit ends earlier there than the last one of those that wait for the home would.
         """
         bindings: list[Binding] = []
+        self._reconsider(now)
         for pilot in self._changed:
             pilot.changed()
             self._mark_all(pilot)
@@ -276,8 +332,43 @@ class Matcher(Fleet):
         recheck_s = self._spill.spill(fresh, bindings, now, _MOST_STEPS)
         for pilot in fresh:
             del self._fresh[pilot]
-        is_left = self._marked or self._fresh or len(bindings) >= _MOST_STEPS
-        return Matching(bindings, 0.0 if is_left else recheck_s)
+        if self._marked or self._fresh or self._untold or len(bindings) >= _MOST_STEPS:
+            return Matching(bindings, 0.0)
+        if not self.ahead:
+            return Matching(bindings, recheck_s)
+        is_idle = any(pilot.slots.idle for pilot in fresh)
+        copies = self._ahead.order(now, is_idle)
+        return Matching(bindings, self._recheck_s(now, recheck_s), copies)
+
+    def _reconsider(self, now: float) -> None:
+        """Lines that may have other homes now: a data unit has come, or takes too long."""
+        for du, site in self.transit.look(now):
+            for line in islice(self.readers(du), _MOST_TOLD):
+                if line.is_coming and line.queues[0].place.site == site:
+                    line.target = None
+                    self._untold[line] = None
+        for pool in self.pools:
+            late = pool.late
+            while late and (late[0][0] <= now or not late[0][2].is_coming):
+                line = heapq.heappop(late)[2]
+                if line.is_coming and line.length:
+                    line.is_late, line.target = True, None
+                    self._untold[line] = None
+        for line in list(islice(self._untold, _MOST_STEPS)):
+            del self._untold[line]
+            self.stand(line, now)
+
+    def _recheck_s(self, now: float, recheck_s: float | None) -> float | None:
+        """When to look again, with transfers under way, and kinds of work of which nothing is known yet."""
+        times = [] if recheck_s is None else [now + recheck_s]
+        if (look := self.transit.next_look()) is not None:
+            times.append(look)
+        if self._ahead.next_at is not None:
+            times.append(self._ahead.next_at)
+        times += [pool.late[0][0] for pool in self.pools if pool.late]
+        if (shown_s := self.runtimes.unknown_for_s(now)) is not None:
+            times.append(now + max(_LEAST_LOOK_S, shown_s / 4))
+        return max(0.0, min(times) - now) if times else None
 
     def _serve(self, bindings: list[Binding], now: float) -> bool:
         """Let queues take slots of their homes. Returns whether all was done."""
@@ -377,6 +468,8 @@ class Matcher(Fleet):
         self._pilot_of[unit] = pilot
         if views:
             self.transit.begin(unit, views, pilot.site, now)
+        if not views or not self.transit.needs(unit):
+            self.runtimes.begin(request.kind, now)
         return Binding(unit, pilot.name, reservation.worker, Decision(unit, pilot.name, work_out=told))
 
     # -- explanations

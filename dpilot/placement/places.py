@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from dpilot.placement.estimates import RunTimes
@@ -176,6 +177,7 @@ class Place:
         "_room",
         "backlog_s",
         "below",
+        "coming",
         "last_bound",
         "own",
         "parent",
@@ -195,6 +197,7 @@ class Place:
         self.own: dict[str, int] = {}  # kind of work -> slots asked for by units whose home it is
         self.below: dict[str, int] = {}  # the same, with those of the places in it
         self.queues: dict[Need, Queue] = {}
+        self.coming: dict[Need, Queue] = {}  # of lines whose data has yet to come here
         self.visits: list[tuple[float, float, int, Line]] = []  # a heap: lines that have some of their inputs here
         self.last_bound = 0.0
         self._room: list[_Entry] = []  # a heap: the pilots that have any room, and what is out of date
@@ -244,6 +247,11 @@ class Place:
         for entry in aside:
             heapq.heappush(room, entry)
         return found
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what is brought to its machines stays there, as far as its first pilot tells."""
+        return any(pilot.site.machine is not None for pilot in islice(self.pilots.values(), 1))
 
     def first(self) -> Pilot | None:
         """The least loaded pilot that has any room."""
@@ -327,6 +335,9 @@ class Pool:
         self.is_flat = is_flat
         self.root = Place(Site())
         self.nowhere = Place(Site())  # the home of lines that no pilot could run
+        self.away = Place(Site(), self.root)  # and of those whose data lies where no pilot is
+        self.wanting: list[tuple[float, float, int, Line]] = []  # a heap: lines whose data has to be brought
+        self.late: list[tuple[float, int, Line]] = []  # a heap: when their patience with that ends
         self.zones: dict[str | None, Place] = {}  # by datacenter
         self.machines: dict[str, list[Place]] = {}
         self.version = 0  # another one whenever lines may have other homes

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from dpilot.placement.homes import named
+from dpilot.placement.homes import is_far, named
 from dpilot.placement.lines import Line, Queue, Waiting
 from dpilot.placement.places import Pilot, Pool
 from dpilot.placement.topology import Site
@@ -112,8 +112,23 @@ class Spill:
         if queue.place.parent is None or not self._may_take(pilot, head, now):
             return False
         views = matcher.views(line.request)
-        tail_s = queue.place.tail_s(matcher.runtimes)
-        return self._cost_s(head, views, pilot.site, now) < self._worth_s(head, views, queue, tail_s)
+        if self._must_wait(head, views, pilot.site):
+            return False
+        cost_s = self._cost_s(head, views, pilot.site, now)
+        return not cost_s or cost_s < self._worth_s(head, views, queue, queue.place.tail_s(matcher.runtimes), now)
+
+    def _must_wait(self, head: Waiting, views: Sequence[InputView], site: Site) -> bool:
+        """Whether the data of a unit has to be at a site before it is, or its ways to there are full."""
+        if not is_far(views, site):
+            return False
+        matcher, links = self._matcher, self._matcher.policy.links
+        if matcher.ahead and site.machine is not None and not head.line.is_late and head.line.need.slots == 1:
+            return True
+        return not all(
+            matcher.transit.left_s(view.id, site, 0.0) is not None or links.has_room(source, site)
+            for view in views
+            if is_far((view,), site) and (source := view.source(site, links)) is not None
+        )
 
     def _may_take(self, pilot: Pilot, head: Waiting, now: float) -> bool:
         matcher, request = self._matcher, head.line.request
@@ -156,12 +171,12 @@ class Spill:
                 continue
             tried += 1
             views = matcher.views(head.line.request)
-            worth_s = self._worth_s(head, views, queue, tail_s)
+            worth_s = self._worth_s(head, views, queue, tail_s, now)
             # What has room since just now comes first: where it was not worth the way a moment ago, it hardly is now.
             cost_s, pilot = self._elsewhere(head, views, queue, now, fresh[:_MOST_CHOICES]) if fresh else (0.0, None)
             if not known and (pilot is None or cost_s >= worth_s):
                 cost_s, pilot = self._elsewhere(head, views, queue, now)
-            if pilot is not None and cost_s < worth_s:
+            if pilot is not None and cost_s < worth_s and not self._must_wait(head, views, pilot.site):
                 bindings.append(matcher.bind(head, pilot, now))
                 self._follow(head.line, pilot)
                 tried = 0
@@ -212,16 +227,25 @@ class Spill:
         matcher = self._matcher
         seconds = matcher.policy.label_s(head.line.request, site)
         for view in views:
-            stage_s = view.stage_s(site, matcher.policy.links)
+            links = matcher.policy.links
+            source = view.source(site, links)
+            stage_s = view.stage_s(site, links) * (1.0 if source is None else links.doubt(source, site))
             left_s = matcher.transit.left_s(view.id, site, now)
             seconds += stage_s if left_s is None else min(left_s, stage_s)
         return seconds
 
-    def _worth_s(self, head: Waiting, views: Sequence[InputView], queue: Queue, tail_s: float) -> float:
-        """What a unit may cost elsewhere: so that it ends before the last one of its queue would begin at home."""
+    def _worth_s(self, head: Waiting, views: Sequence[InputView], queue: Queue, tail_s: float, now: float) -> float:
+        """What a unit may cost elsewhere: so that it ends before the last one of its queue would begin at home.
+
+        Of a kind of which none has ended, no more is known than how long the first one has run by now.
+        """
         matcher, request = self._matcher, head.line.request
         home_s = matcher.policy.fit_s(request, queue.place.site, views, alone=True)
-        return home_s + tail_s - matcher.runtimes.expected_s(request.kind)
+        expected_s = matcher.runtimes.expected_s(request.kind)
+        waits_s = tail_s - expected_s
+        if expected_s and matcher.runtimes.known_s(request.kind) is None:
+            waits_s *= matcher.runtimes.shown_s(request.kind, now) / expected_s
+        return home_s + waits_s
 
     def _elsewhere(
         self,

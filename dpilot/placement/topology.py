@@ -43,6 +43,10 @@ class Site(NamedTuple):
             return Distance.SAME_MACHINE
         return Distance.SAME_DATACENTER
 
+    def is_near(self, other: Site) -> bool:
+        """Whether `other` is in the same datacenter, as far as the labels tell."""
+        return not (self.datacenter and other.datacenter and self.datacenter != other.datacenter)
+
     def missed_by(self, other: Site) -> str | None:
         """The first label stated here that `other` does not bear, or None if it bears all of them."""
         if self.datacenter and self.datacenter != other.datacenter:

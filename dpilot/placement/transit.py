@@ -1,7 +1,8 @@
-"""Which data is on its way to where: started when a unit is bound, ended when it has its inputs."""
+"""Which data is on its way to where: for units that are bound and wait for it, or ahead of all units."""
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
 
 from dpilot.placement.links import Links
@@ -10,21 +11,31 @@ from dpilot.placement.views import InputView
 
 __all__ = ["Transit"]
 
+#: A transfer that takes so many times longer than expected is looked at, and teaches its link.
+_LATE = 2.0
+#: One that takes so many times longer is overdue: what waits for it may go elsewhere.
+_OVERDUE = 4.0
+
 
 class _Way:
-    __slots__ = ("due", "source", "units")
+    __slots__ = ("begun", "due", "is_overdue", "overdue_s", "source", "units", "view")
 
-    def __init__(self, source: Site, due: float) -> None:
+    def __init__(self, view: InputView, source: Site, begun: float, seconds: float, overdue_s: float) -> None:
+        self.view = view
+        self.overdue_s = overdue_s
         self.source = source
-        self.due = due
+        self.begun = begun
+        self.due = begun + seconds
+        self.is_overdue = False
         self.units = 0
 
 
 class Transit:
-    """The transfers that bound units wait for, counted on their links.
+    """The transfers that bound units wait for, and those ahead of all units, counted on their links.
 
     So a link that is swamped is seen before a transfer has told how slow it is. A data unit that goes to a machine is
-    on its way once, however many units there wait for it.
+    on its way once, however many units there wait for it. One that takes much longer than expected teaches the links
+    before it has ended.
     """
 
     def __init__(self, links: Links) -> None:
@@ -32,6 +43,8 @@ class Transit:
         self.ended = 0  # transfers that are on no link any more
         self._ways: dict[tuple[str, Site], _Way] = {}
         self._of: dict[str, list[tuple[str, Site]]] = {}
+        self._looks: list[tuple[float, int, tuple[str, Site], _Way]] = []  # a heap: when to see how one gets on
+        self._count = 0
 
     def __len__(self) -> int:
         return len(self._ways)
@@ -49,8 +62,10 @@ class Transit:
             way = self._ways.get(key)
             if way is None:
                 seconds = self._links.transfer_s(source, site, view.nbytes, view.n_files)
-                way = self._ways[key] = _Way(source, now + seconds)
+                overdue_s = _OVERDUE * seconds * self._links.doubt(source, site)
+                way = self._ways[key] = _Way(view, source, now, seconds, overdue_s)
                 self._links.begin(source, site)
+                self._look_at(now + _LATE * seconds, key, way)
             way.units += 1
             keys.append(key)
         if keys:
@@ -69,7 +84,54 @@ class Transit:
                 self.ended += 1
                 self._links.end(way.source, key[1])
 
+    def needs(self, unit: str) -> bool:
+        """Whether something is on its way for `unit`."""
+        return unit in self._of
+
+    def begin_copy(self, view: InputView, site: Site, now: float) -> None:
+        """A data unit is brought to a machine ahead of all units."""
+        self.begin(_copy(view.id, site), (view,), site, now)
+
+    def end_copy(self, du: str, site: Site) -> bool:
+        """It is there, or will not come. Returns whether it was on its way."""
+        was_coming = _copy(du, site) in self._of
+        self.end(_copy(du, site))
+        return was_coming
+
     def left_s(self, du: str, site: Site, now: float) -> float | None:
         """Seconds until a data unit will have come to a machine; None if it is not on its way there."""
         way = self._ways.get((du, site)) if site.machine is not None else None
         return None if way is None else max(0.0, way.due - now)
+
+    def is_overdue(self, du: str, site: Site) -> bool:
+        """Whether a data unit has been on its way to a machine for much longer than expected."""
+        way = self._ways.get((du, site))
+        return way is not None and way.is_overdue
+
+    def look(self, now: float) -> list[tuple[str, Site]]:
+        """See which transfers take longer than they should. Returns those overdue: data units, and where they go to."""
+        late, looks = [], self._looks
+        while looks and (looks[0][0] <= now or self._ways.get(looks[0][2]) is not looks[0][3]):
+            _, _, key, way = heapq.heappop(looks)
+            if self._ways.get(key) is way:
+                gone_s = now - way.begun
+                self._links.overdue(way.source, key[1], way.view.nbytes, gone_s, way.view.n_files)
+                way.due = now + gone_s / 2  # who knows; it is as good a guess as any
+                self._look_at(way.due, key, way)
+                if gone_s >= way.overdue_s:
+                    way.is_overdue = True
+                    late.append(key)
+        return late
+
+    def _look_at(self, when: float, key: tuple[str, Site], way: _Way) -> None:
+        self._count += 1
+        heapq.heappush(self._looks, (when, self._count, key, way))
+
+    def next_look(self) -> float | None:
+        """When to look next; None: nothing is on its way."""
+        return self._looks[0][0] if self._looks else None
+
+
+def _copy(du: str, site: Site) -> str:
+    """What stands for a copy where units are named: no unit is called so."""
+    return f"{du} to {site.datacenter or ''}/{site.machine or ''}"

@@ -55,6 +55,7 @@ class Engine:
         self._ready_s = [-1.0] * len(scenario.units)
         self._waits_now = bytearray(len(scenario.units))  # 1 for those that are ready and not bound
         self._left = len(scenario.units)
+        self._bound: dict[int, Attempt] = {}
         self._lost = 0
         self._waits = [0.0] * len(WAITS)
         self._flow_s = self._makespan_s = 0.0
@@ -166,6 +167,8 @@ class Engine:
             pool = self._pools[pilot]
             if pool.is_here and pool.machine is not None:
                 self._staging.copy(data, pool.machine, pilot)
+        for unit in orders.recalls:
+            self._recall(self._bound[unit])
         for binding in orders.bindings:
             self._bind(binding)
         self._recheck += 1
@@ -197,13 +200,31 @@ class Engine:
         pool.queue.clear()
         pool.queues.clear()
 
+    def _recall(self, attempt: Attempt) -> None:
+        """Take a unit back. The message is taken to be there at once: what is lost by its way is small."""
+        pool = self._pools[attempt.pilot]
+        if attempt.started_s >= 0 or attempt.is_over:
+            return
+        attempt.is_over = True
+        del pool.attempts[attempt]
+        had_slots = attempt.slot_s >= 0
+        self._lose(attempt, pool)
+        self._staging.forsake(attempt)
+        if had_slots:
+            self._give_back(pool, attempt)
+        else:
+            for queue in (pool.queue, *pool.queues.values()):
+                if attempt in queue:
+                    queue.remove(attempt)
+
     def _lose(self, attempt: Attempt, pool: Pool) -> None:
+        self._bound.pop(attempt.unit, None)
         attempt.ended_s = self.now
         self._lost += 1
         self._waits[-1] += self.now - attempt.ready_s
         if attempt.slot_s >= 0:
             pool.busy.add((self.now - attempt.slot_s) * self._slots[attempt.unit], 0.0)
-            self._staging.drop(attempt)
+        self._staging.drop(attempt)
         if attempt.upload is not None:
             self._staging.cancel(*attempt.upload)
         if self._trace is not None:
@@ -243,6 +264,7 @@ class Engine:
         assert pool.machine is not None
         attempt = Attempt(binding, pool.machine, self._ready_s[unit], self.now)
         self._waits_now[unit] = 0
+        self._bound[unit] = attempt
         pool.attempts[attempt] = None
         if pool.spec.delay_s:
             self._at(self.now + pool.spec.delay_s, self._queue, attempt)
@@ -254,6 +276,8 @@ class Engine:
         if attempt.is_over:
             return
         pool = self._pools[attempt.pilot]
+        if self._policy.brings_ahead:
+            self._staging.bring_ahead(attempt)
         queue = pool.queue if not attempt.held else pool.queues.setdefault(attempt.held[0][0], deque())
         if not queue and self._fits(pool, attempt):
             self._take(pool, attempt)
@@ -319,8 +343,16 @@ class Engine:
         attempt.ended_s = self.now
         slots = self._slots[attempt.unit]
         self._staging.drop(attempt)
-        pool.idle += slots
         pool.busy.add((self.now - attempt.slot_s) * slots, (attempt.ran_s - attempt.started_s) * slots)
+        self._give_back(pool, attempt)
+        if pool.spec.delay_s:
+            self._at(self.now + pool.spec.delay_s, self._hear, attempt)
+        else:
+            self._hear(attempt)
+
+    def _give_back(self, pool: Pool, attempt: Attempt) -> None:
+        """The slots of an attempt are free: the next ones take them."""
+        pool.idle += self._slots[attempt.unit]
         if attempt.held:
             for worker, n in attempt.held:
                 pool.free[worker] += n
@@ -328,16 +360,13 @@ class Engine:
                 self._serve(pool, queue)
         elif pool.queue:
             self._serve(pool, pool.queue)
-        if pool.spec.delay_s:
-            self._at(self.now + pool.spec.delay_s, self._hear, attempt)
-        else:
-            self._hear(attempt)
 
     def _hear(self, attempt: Attempt) -> None:
         """The scheduler hears that an attempt has ended."""
         if attempt.is_over:
             return
         attempt.is_over = self._due = True
+        self._bound.pop(attempt.unit, None)
         self._pools[attempt.pilot].attempts.pop(attempt, None)
         self._left -= 1
         self._makespan_s = max(self._makespan_s, attempt.ended_s)

@@ -5,14 +5,17 @@ All that the simulator knows of the matcher is in this module.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 
 from dpilot.placement import InputView, Links, Matcher, Policy, Request, Site
-from dpilot.simulator.placement import Binding, Orders
+from dpilot.simulator.placement import Binding, Copy, Orders
 from dpilot.simulator.scenario import Scenario, Unit
 
 __all__ = ["Dpilot"]
 
+#: As in the scheduler: where messages take no longer there and back, the next unit is not sent ahead.
+_LEAST_GAP_S = 0.02
 #: All pilots belong to one service.
 _POOL = "simulated"
 
@@ -29,6 +32,7 @@ class Dpilot:
     """
 
     name = "dpilot"
+    brings_ahead = True
 
     def __init__(
         self,
@@ -40,16 +44,19 @@ class Dpilot:
     ) -> None:
         self.links = links or Links()
         policy = Policy(self.links, prefer_wait_s=prefer_wait_s)
-        self.matcher = Matcher(policy, in_flight_s=in_flight_s, unknown_runtime_s=unknown_runtime_s)
+        self.matcher = Matcher(policy, in_flight_s=in_flight_s, unknown_runtime_s=unknown_runtime_s, ahead=True)
 
     def begin(self, scenario: Scenario, seed: int) -> None:
         """Take in what is said beforehand: everything else comes as events."""
         self._units, self._pilots, self._data = scenario.units, scenario.pilots, scenario.data
         self._unit_numbers = {unit.id: number for number, unit in enumerate(scenario.units)}
+        self._data_numbers = {data.id: number for number, data in enumerate(scenario.data)}
         self._pilot_numbers = {pilot.id: number for number, pilot in enumerate(scenario.pilots)}
         self._where: list[dict[Site, None]] = [{} for _ in scenario.data]
         self._views: dict[str, InputView] = {}
         self.matcher.inputs = self._views
+        self._leaves: list[tuple[float, str]] = []  # a heap: when the next unit is sent after one
+        self._gap_s: dict[int, float] = {}  # by pilot: how long messages there and back take, once it was seen
         self._requests: dict[Request, Request] = {}  # equal ones are one object
 
     def pilot_expected(self, pilot: int) -> None:
@@ -79,11 +86,14 @@ class Dpilot:
 
     def staged(self, unit: int) -> None:
         """Nothing is on its way to it any more."""
-        self.matcher.staged(self._units[unit].id)
+        spec = self._units[unit]
+        if self.matcher.transit.needs(spec.id):
+            self.matcher.staged(spec.id)
 
     def ended(self, unit: int, pilot: int, run_s: float) -> None:
         """Its slots are free, and something was learned of its kind."""
         spec = self._units[unit]
+        self._gap_s[pilot] = 2 * self._pilots[pilot].delay_s
         self.matcher.release(spec.id)
         self.matcher.runtimes.observe(spec.kind, run_s)
 
@@ -93,6 +103,7 @@ class Dpilot:
 
     def replica(self, data: int, site: Site, is_there: bool) -> None:
         """What a machine has in its cache counts as a replica, as in the scheduler."""
+        self.matcher.copied(self._data[data].id, site)
         if is_there:
             self._where[data][site] = None
         else:
@@ -111,11 +122,25 @@ class Dpilot:
 
     def decide(self, now: float) -> Orders:
         """Ask the matcher."""
+        while self._leaves and self._leaves[0][0] <= now:
+            self.matcher.leave(heapq.heappop(self._leaves)[1])
         matching = self.matcher.match(now)
         bindings = []
         for binding in matching.bindings:
             reservation = self.matcher.held(binding.unit)
             assert reservation is not None, f"{binding.unit} is bound and holds nothing"
             held = tuple((int(worker), n) for worker, n in reservation.slots)
-            bindings.append(Binding(self._unit_numbers[binding.unit], self._pilot_numbers[binding.pilot], held))
-        return Orders(bindings, recheck_s=matching.recheck_s)
+            number, pilot = self._unit_numbers[binding.unit], self._pilot_numbers[binding.pilot]
+            bindings.append(Binding(number, pilot, held))
+            self._expect_end(number, pilot, now)
+        copies = [Copy(self._data_numbers[copy.du], self._pilot_numbers[copy.pilot]) for copy in matching.copies]
+        rechecks = [] if matching.recheck_s is None else [matching.recheck_s]
+        rechecks += [max(0.0, at - now) for at, _ in self._leaves[:1]]
+        return Orders(bindings, copies, recheck_s=min(rechecks, default=None))
+
+    def _expect_end(self, unit: int, pilot: int, now: float) -> None:
+        """Have the next unit sent so that it arrives just when this one may end, as the scheduler does."""
+        spec = self._units[unit]
+        gap_s, runs_s = self._gap_s.get(pilot, 0.0), self.matcher.runtimes.soonest_s(spec.kind)
+        if runs_s is not None and gap_s > _LEAST_GAP_S and runs_s > gap_s / 2:
+            heapq.heappush(self._leaves, (now + runs_s, spec.id))

@@ -32,10 +32,14 @@ class Copy(NamedTuple):
 
 
 class Orders(NamedTuple):
-    """What is to be done now, and after how many seconds to ask again even if nothing happens by then."""
+    """What is to be done now, and after how many seconds to ask again even if nothing happens by then.
+
+    ``recalls`` are units that are bound and have not begun to run: they are taken back, and are :meth:`Placement.lost`.
+    """
 
     bindings: Sequence[Binding] = ()
     copies: Sequence[Copy] = ()
+    recalls: Sequence[int] = ()
     recheck_s: float | None = None
 
 
@@ -50,9 +54,12 @@ class Placement(Protocol):
     ----------
     name : str
         What it is called in results and messages.
+    brings_ahead : bool
+        Whether inputs are brought from when a unit reaches its pilot, though it may have to wait for its slots there.
     """
 
     name: str
+    brings_ahead: bool
 
     def begin(self, scenario: Scenario, seed: int) -> None:
         """The run begins, without any pilot, unit or replica yet."""
@@ -76,7 +83,7 @@ class Placement(Protocol):
         """A unit has ended and its slots are free; it had run for so long, staging not counted."""
 
     def lost(self, unit: int, pilot: int) -> None:
-        """A unit's pilot ended before it did; it is :meth:`ready` again right after."""
+        """A unit's pilot ended before it did, or it was recalled; it is :meth:`ready` again right after."""
 
     def replica(self, data: int, site: Site, is_there: bool) -> None:
         """A store or a labelled machine has a data unit now, or has it no longer."""

@@ -46,6 +46,7 @@ class Base:
     """Which pilots are there with how many free slots, and where the data units are."""
 
     name = "base"
+    brings_ahead = False
 
     def begin(self, scenario: Scenario, seed: int) -> None:
         self.scenario = scenario

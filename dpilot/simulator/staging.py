@@ -19,17 +19,27 @@ __all__ = ["Bringing", "Machine", "Staging"]
 class Bringing:
     """A data unit on its way to a machine, and who waits for it there; the first of them had it brought."""
 
-    __slots__ = ("begun_s", "data", "is_kept", "machine", "owner", "source", "transfer", "waiting")
+    __slots__ = ("begun_s", "data", "first", "is_kept", "machine", "owner", "source", "transfer", "waiting")
 
-    def __init__(self, data: int, machine: Machine, owner: int, source: Site, transfer: Transfer, now: float) -> None:
+    def __init__(
+        self,
+        data: int,
+        machine: Machine,
+        owner: int,
+        first: Attempt | None,
+        source: Site,
+        transfer: Transfer,
+        now: float,
+    ) -> None:
         self.data = data
+        self.first = first  # who had it brought; None: it is brought ahead of all
         self.machine = machine
         self.owner = owner  # the pilot whose worker brings it
         self.source = source
         self.transfer = transfer
         self.begun_s = now
         self.is_kept = True
-        self.waiting: list[Attempt | None] = []  # None: it is brought ahead of all
+        self.waiting: list[Attempt] = []
 
 
 class Machine:
@@ -48,6 +58,10 @@ class Machine:
     def use(self, data: int) -> None:
         """A unit uses what is kept here, from now on."""
         self.kept[data] = self.kept.pop(data) + 1
+
+    def has_room(self, nbytes: int) -> bool:
+        """Whether so much fits beside what is kept."""
+        return self.nbytes + nbytes <= self.limit_nbytes
 
     def make_room(self, nbytes: int, sizes: Sequence[int]) -> list[int] | None:
         """Evict what was not used for longest. Returns what had to go, or None if there is no room to be made."""
@@ -133,15 +147,23 @@ class Staging:
         while attempt.n_inputs < len(inputs):
             data = inputs[attempt.n_inputs]
             if data in machine.kept:
-                self._got(attempt, data, 0)
+                self._got(attempt, data)
                 continue
-            bringing = machine.coming.get(data) or self._bring(data, machine, attempt.pilot)
+            bringing = machine.coming.get(data) or self._bring(data, machine, attempt.pilot, attempt)
             bringing.waiting.append(attempt)
             return
         self._staged(attempt)
 
-    def _got(self, attempt: Attempt, data: int, distance: int) -> None:
-        _count(attempt, distance, self._sizes[data])
+    def bring_ahead(self, attempt: Attempt) -> None:
+        """Bring all inputs of an attempt that its machine does not have yet, though it has no slots yet."""
+        machine = attempt.machine
+        for data in self._inputs[attempt.unit]:
+            if data not in machine.kept and data not in machine.coming and machine.has_room(self._sizes[data]):
+                self._bring(data, machine, attempt.pilot, attempt)
+
+    def _got(self, attempt: Attempt, data: int) -> None:
+        early = attempt.early
+        _count(attempt, early.pop(data, 0) if early else 0, self._sizes[data])
         attempt.n_inputs += 1
         if data in attempt.machine.kept:
             attempt.machine.use(data)
@@ -153,13 +175,32 @@ class Staging:
         """An attempt is over: it uses nothing any more."""
         for data in attempt.uses or ():
             attempt.machine.kept[data] -= 1
+        for data, distance in (attempt.early or {}).items():
+            self.copied[distance] += self._sizes[data]
+        attempt.early = None
+
+    def forsake(self, attempt: Attempt) -> None:
+        """An attempt was taken back: what it had brought, and nobody else waits for, is broken off."""
+        for bringing in list(self._of_pilot[attempt.pilot]):
+            if attempt in bringing.waiting:
+                bringing.waiting.remove(attempt)
+            if bringing.first is attempt and not bringing.waiting:
+                del self._of_pilot[attempt.pilot][bringing]
+                self._break_off(bringing)
+
+    def _break_off(self, bringing: Bringing) -> None:
+        distance = bringing.source.distance(bringing.machine.site)
+        self.wasted[distance] += self._network.cancel(bringing.transfer, self._now())
+        if bringing.is_kept:
+            del bringing.machine.coming[bringing.data]
+            bringing.machine.nbytes -= self._sizes[bringing.data]
 
     def copy(self, data: int, machine: Machine, owner: int) -> None:
         """Bring a data unit to a machine ahead of the units that will ask for it."""
         if data not in machine.kept and data not in machine.coming and (self._where[data] or self._cached[data]):
-            self._bring(data, machine, owner).waiting.append(None)
+            self._bring(data, machine, owner, None)
 
-    def _bring(self, data: int, machine: Machine, owner: int) -> Bringing:
+    def _bring(self, data: int, machine: Machine, owner: int, first: Attempt | None) -> Bringing:
         now = self._now()
         evicted = machine.make_room(self._sizes[data], self._sizes)
         for gone in evicted or ():
@@ -168,7 +209,7 @@ class Staging:
                 self._policy.replica(gone, machine.site, False)
         source = self._source(data, machine.site)
         transfer = Transfer(self._sizes[data], lambda at: self._brought(bringing, at))
-        bringing = Bringing(data, machine, owner, source, transfer, now)
+        bringing = Bringing(data, machine, owner, first, source, transfer, now)
         bringing.is_kept = evicted is not None
         if bringing.is_kept:
             machine.nbytes += self._sizes[data]
@@ -202,6 +243,7 @@ class Staging:
     def _brought(self, bringing: Bringing, now: float) -> None:
         machine, data = bringing.machine, bringing.data
         self._of_pilot[bringing.owner].pop(bringing, None)
+        self._policy.transferred(bringing.source, machine.site, self._sizes[data], now - bringing.begun_s)
         distance = bringing.source.distance(machine.site)
         if bringing.is_kept:
             del machine.coming[data]
@@ -209,15 +251,15 @@ class Staging:
             if machine.is_labelled:
                 self._cached[data][machine.site] = None
                 self._policy.replica(data, machine.site, True)
-        self._policy.transferred(bringing.source, machine.site, self._sizes[data], now - bringing.begun_s)
-        waiting = bringing.waiting
-        if waiting and waiting[0] is None:
+        first = bringing.first
+        if first is None or first.is_over:
             self.copied[distance] += self._sizes[data]
             self._copied()
-        first = waiting[0] if waiting else None
-        attempts = [attempt for attempt in waiting if attempt is not None and not attempt.is_over]
+        else:
+            first.early = {**(first.early or {}), data: distance}
+        attempts = [attempt for attempt in bringing.waiting if not attempt.is_over]
         for attempt in attempts:  # all of them hold it before the first goes on to what may evict it
-            self._got(attempt, data, distance if attempt is first else 0)
+            self._got(attempt, data)
         for attempt in attempts:
             self.stage(attempt)
 
@@ -225,14 +267,10 @@ class Staging:
         """What a pilot's workers were bringing is not brought; others that wait for it bring it themselves."""
         broken, self._of_pilot[pilot] = self._of_pilot[pilot], {}
         for bringing in broken:
-            distance = bringing.source.distance(bringing.machine.site)
-            self.wasted[distance] += self._network.cancel(bringing.transfer, self._now())
-            if bringing.is_kept:
-                del bringing.machine.coming[bringing.data]
-                bringing.machine.nbytes -= self._sizes[bringing.data]
+            self._break_off(bringing)
         for bringing in broken:
             for attempt in bringing.waiting:
-                if attempt is not None and not attempt.is_over:
+                if not attempt.is_over:
                     self.stage(attempt)
 
     # -- out

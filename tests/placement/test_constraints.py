@@ -141,6 +141,7 @@ def test_a_line_whose_home_will_not_last_goes_elsewhere():
         m.add_pilot(name, site, 1)
         m.add_worker(name, f"{name}-0", 1)
     m.set_end("eu", 100.0)
+    m.runtimes.observe("", 60.0)
     for number in range(2):
         m.submit(f"u{number}", Request("cds", inputs=("du",), walltime_s=60.0), now=0.0, order=number)
     assert bound(m)["u0"] == "eu"

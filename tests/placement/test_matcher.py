@@ -101,6 +101,7 @@ def test_slots_go_to_those_whose_data_lies_there():
 
 def test_a_swamped_site_spills_over_where_that_ends_earlier():
     m = matcher(eu=EU, us=US)
+    m.runtimes.observe("", 1.0)
     submit(m, *(f"u{i}" for i in range(10)), **reads(m, "du", EU, nbytes=50 * MB))  # 1 s to move, as long as to run
     first = bound(m)
     assert list(first.values()) == ["eu", "eu", "us", "us"]
