@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from dpilot.data import Store
+from dpilot.data import Cache, Store
 from dpilot.errors import PilotError, StateError
 from dpilot.runtime.jobs import Job
 from dpilot.runtime.places import Place
@@ -35,10 +35,19 @@ class Carrier:
         Gives a store in this process: itself, or through the worker that sees it.
     n_threads : int
         How many jobs are carried out at the same time.
+    cache : callable, optional
+        Gives the machine's cache.
     """
 
-    def __init__(self, tell: Callable[..., None], reach: Callable[[Place], Store], n_threads: int) -> None:
+    def __init__(
+        self,
+        tell: Callable[..., None],
+        reach: Callable[[Place], Store],
+        n_threads: int,
+        cache: Callable[[], Cache] | None = None,
+    ) -> None:
         self._tell = tell
+        self.cache = cache
         self.reach = reach
         self._pool = ThreadPoolExecutor(n_threads, thread_name_prefix="dpilot-carrier")
         self._under_way: dict[str, _Task] = {}
@@ -113,6 +122,11 @@ class _Task:
 
     def reach(self, place: Place) -> Store:
         return self._carrier.reach(place)
+
+    def cache(self) -> Cache:
+        if self._carrier.cache is None:
+            raise StateError("only the workers of pilots have a cache")
+        return self._carrier.cache()
 
     def moved(self, nbytes: int) -> None:
         if self.stop.is_set():

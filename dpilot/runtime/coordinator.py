@@ -12,8 +12,9 @@ import pickle
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from dask.typing import Key
@@ -29,15 +30,17 @@ from dpilot.errors import (
     UnitError,
     UnknownObjectError,
 )
-from dpilot.placement import Distance, Site
+from dpilot.placement import Copying, Distance, Site
 from dpilot.runtime import adapter
+from dpilot.runtime.ahead import Bring, Bringing
 from dpilot.runtime.catalogue import Catalogue
 from dpilot.runtime.matching import make_matcher
 from dpilot.runtime.observers import Observers
 from dpilot.runtime.records import DataRecord, PilotRecord, Record, Records, ServiceRecord, StoreRecord, UnitRecord
-from dpilot.runtime.staging import Inputs, Replica
+from dpilot.runtime.staging import Brought, Inputs, Replica
 from dpilot.runtime.work import Program, UnitTask
 from dpilot.states import State
+from dpilot.urls import new_id
 
 __all__ = ["Coordinator"]
 
@@ -72,6 +75,8 @@ class Coordinator:
         self._gap_s: dict[str, float] = {}  # by pilot: from when a unit is bound to when its end is known, less its run
         self._leaving: list[tuple[set[str], Callable[[], None]]] = []
         self._background: set[asyncio.Task[Any]] = set()
+        self._bringing = Bringing()
+        self._brought: dict[tuple[str, Site], Brought] = {}  # ahead of units, of which none has read it yet
         self.catalogue = Catalogue(scheduler, self.records, self.matcher, self)
         self._jobs: dict[str, tuple[str, asyncio.Future[Any]]] = {}  # worker, and who waits
         self.observers = Observers()
@@ -288,6 +293,8 @@ class Coordinator:
             self._announce(record, binding.pilot, binding.worker)
         if bound:
             adapter.bind(self.scheduler, bound)
+        for copy in matching.copies:
+            self._in_background(self._bring(copy))
         if matching.recheck_s is not None:
             self._recheck = self._loop.call_later(matching.recheck_s, self._match_soon)
 
@@ -324,14 +331,59 @@ class Coordinator:
             data = self._data(du)
             if data.manifest is None or not data.replicas:
                 raise InputError(f"data unit {du} has lost its replicas since {record.id} was placed")
-            stores = [self._store(pd) for pd in data.replicas]
-            stores.sort(key=lambda store: (self.matcher.policy.links.rank(store.site, pilot.site), store.id))
-            answer[du] = (data.manifest, [self._replica(store, pilot.site, record.worker) for store in stores])
+            answer[du] = (data.manifest, self._replicas(data, pilot.site, record.worker))
         return answer
+
+    def _replicas(self, data: DataRecord, site: Site, reader: str | None) -> list[Replica]:
+        """Those of a data unit, nearest first, as a worker at a site sees them."""
+        stores = [self._store(pd) for pd in data.replicas]
+        stores.sort(key=lambda store: (self.matcher.policy.links.rank(store.site, site), store.id))
+        return [self._replica(store, site, reader) for store in stores]
 
     def _replica(self, store: StoreRecord, site: Site, worker: str | None) -> Replica:
         distance = int(store.site.distance(site))
         return Replica(store.id, self.catalogue.place(store.id, worker), distance, _may_link(store.site, site))
+
+    async def _bring(self, copy: Copying) -> None:
+        """Have a data unit brought to a machine ahead of the units that will read it there."""
+        pilot, data = self.records.pilots.get(copy.pilot), self.records.data.get(copy.du)
+        workers: Collection[str] = () if pilot is None else pilot.workers
+        worker = self._bringing.choose(workers, partial(adapter.is_running, self.scheduler))
+        is_there = False
+        if pilot is not None and worker is not None:
+            try:
+                if data is not None and data.manifest is not None:
+                    replicas = tuple(self._replicas(data, pilot.site, worker))
+                    brought = await self.have_done(worker, Bring(data.manifest, replicas))
+                    self._learn_of(data, pilot.site, brought)
+                    is_there = True
+            except PilotError as error:
+                logger.warning("%s could not be brought to %s ahead of units: %s", copy.du, copy.pilot, error)
+            finally:
+                self._bringing.ended(worker)
+        self.matcher.copied(copy.du, copy.site, is_there)
+        if is_there and data is not None:
+            self.catalogue.view(data)
+        self._match_soon()
+
+    def _learn_of(self, data: DataRecord, site: Site, brought: Brought | None) -> None:
+        """Take in what was brought to the cache of a site, if it was not there already."""
+        data.cached.add(site)
+        if brought is None:
+            return
+        store = self.records.stores.get(brought.pd)
+        if store is not None:
+            n_files = len(data.manifest.files) if data.manifest is not None else 1
+            self.matcher.policy.links.observe(store.site, site, brought.nbytes, brought.seconds, n_files)
+        self._brought[data.id, site] = brought
+        self._evicted(brought.evicted, site)
+
+    def _evicted(self, dus: Iterable[str], site: Site) -> None:
+        """The cache of a site has data units no more."""
+        for du in dus:
+            if du in self.records.data:
+                self.records.data[du].cached.discard(site)
+                self.catalogue.view(self.records.data[du])
 
     def _tell_begun(self) -> None:
         begun, self._begun = self._begun, []
@@ -341,15 +393,25 @@ class Coordinator:
 
     def _learn(self, record: UnitRecord, details: dict[str, Any]) -> None:
         """Take in what a unit's staging showed: how fast links are, and what its machine has in its cache now."""
+        nbytes_from = list(details["nbytes"])
+        record.nbytes = tuple(nbytes_from)
         pilot = self.records.pilots.get(record.pilot or "")
         if pilot is None:
             return
+        early = []  # what was brought ahead counts for the first unit that reads it
+        for du in record.request.inputs:
+            if (had := self._brought.pop((du, pilot.site), None)) is not None:
+                early.append((du, had.pd, had.nbytes, had.seconds, had.began))
+                details["read"].setdefault(du, had.pd)
+                nbytes_from[0] -= had.nbytes
+                nbytes_from[had.distance] += had.nbytes
+        record.nbytes = tuple(nbytes_from)
         stores, read = self.records.stores, details["read"]
         found = (stores.get(read.get(du, "")) for du in record.request.inputs)
         record.read = tuple("" if store is None else store.id for store in found)
-        record.brought = tuple(details["transfers"])
+        record.brought = (*details["transfers"], *early)
         self.observers.staged(record)
-        for du, pd, nbytes, seconds, _ in record.brought:
+        for du, pd, nbytes, seconds, _ in details["transfers"]:
             store, data = stores.get(pd), self.records.data.get(du)
             if store is not None:
                 n_files = len(data.manifest.files) if data is not None and data.manifest is not None else 1
@@ -357,12 +419,17 @@ class Coordinator:
             if data is not None and pilot.site.machine is not None:
                 data.cached.add(pilot.site)
                 self.catalogue.view(data)
-        for du in details["evicted"]:
-            if du in self.records.data:
-                self.records.data[du].cached.discard(pilot.site)
-                self.catalogue.view(self.records.data[du])
+        self._evicted(details["evicted"], pilot.site)
 
     # ---------------------------------------------------------------- data units
+
+    async def have_done(self, worker: str, job: Any) -> Any:
+        """Have a worker carry out a job, and give what it gave."""
+        id = new_id("jb")
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        self._jobs[id] = worker, answer
+        adapter.order(self.scheduler, worker, {"what": "carry", "job": id, "pickled": pickle.dumps(job)})
+        return await answer
 
     def job_ended(self, job: str, good: bool, value: Any, nbytes: int) -> None:
         """A worker or client has carried out a job: of a transfer, or one that a call waits for."""

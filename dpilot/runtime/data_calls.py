@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import pickle
 import time
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -311,13 +309,3 @@ class DataCalls(Coordinator):
             if not owners or (data is not None and data.owner in owners):
                 rows.append(transfer.row())
         return rows
-
-    # ---------------------------------------------------------------- jobs
-
-    async def have_done(self, worker: str, job: Any) -> Any:
-        """Have a worker carry out a job, and give what it gave."""
-        id = new_id("jb")
-        answer: asyncio.Future[Any] = self._loop.create_future()
-        self._jobs[id] = worker, answer
-        adapter.order(self.scheduler, worker, {"what": "carry", "job": id, "pickled": pickle.dumps(job)})
-        return await answer

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dpilot import config
-from dpilot.data import Manifest, Retry, Source, Store, copy_unit, upload, verify
+from dpilot.data import Cache, Manifest, Retry, Source, Store, copy_unit, upload, verify
 from dpilot.runtime.places import Place
 
 __all__ = ["Copy", "Fetch", "Job", "Open", "Remove", "Setting", "Verify", "open_store", "terms"]
@@ -28,6 +28,9 @@ class Setting(Protocol):
 
     def moved(self, nbytes: int) -> None:
         """So many bytes have moved; raises if the job has been canceled."""
+
+    def cache(self) -> Cache:
+        """The cache of this machine; raises where there is none, as in a client."""
 
 
 class Job(Protocol):

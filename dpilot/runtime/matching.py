@@ -36,6 +36,7 @@ def make_matcher(records: Records) -> Matcher:
         in_flight_s=config.seconds("placement.in-flight"),
         unknown_runtime_s=config.seconds("placement.unknown-runtime"),
         inputs=DataViews(records),
+        ahead=True,
     )
 
 

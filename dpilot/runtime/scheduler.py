@@ -207,7 +207,6 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
         elif what == "damaged":
             self.suspect(details["du"], details["pd"])
         elif what == "staged":
-            record.nbytes = tuple(details["nbytes"])
             record.staged_s = details["seconds"]
             self.advance(record, State.Staging, details["at"] - details["seconds"], pilot=record.pilot)
             self.advance(record, State.Running, details["at"])

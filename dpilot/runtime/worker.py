@@ -237,7 +237,7 @@ class UnitPlugin(WorkerPlugin):
     @cached_property
     def carrier(self) -> Carrier:
         """Carries out the scheduler's jobs on files."""
-        return Carrier(self.tell, self.reach, int(config.get("data.transfers-per-worker")))
+        return Carrier(self.tell, self.reach, int(config.get("data.transfers-per-worker")), lambda: self.cache)
 
     def teardown(self, worker: Worker) -> None:
         """Dask calls this when the worker ends."""
