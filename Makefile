@@ -64,7 +64,7 @@ wheel: $(VENV)/.test ## Build dist/*.whl
 	$(BIN)/python -m build --wheel --outdir dist .
 
 clean: ## Remove the environment, builds and caches
-	rm -rf $(VENV) build dist docs/build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist docs/build docs/notebooks .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- the environment ----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -26,7 +27,12 @@ extensions = [
     "draw.inline",
 ]
 exclude_patterns = ["build", "draw", "measured", "_static"]
-# Notebooks are shown as they were committed; tests run them.
+# Notebooks are shown as they were committed; tests run them. Copies, as Sphinx reads what is below this directory only.
+shutil.rmtree(HERE / "notebooks", ignore_errors=True)
+(HERE / "notebooks").mkdir()
+for path in sorted((HERE.parent / "notebooks").glob("[!_]*.*")):
+    text = path.read_text(encoding="utf-8")
+    (HERE / "notebooks" / path.name).write_text(text.replace("](../docs/", "](../"), encoding="utf-8")
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist", "substitution"]
@@ -54,6 +60,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "dpilot"
 html_static_path = ["_static"]
 html_css_files = ["dpilot.css"]
+html_domain_indices = False
 html_show_sourcelink = False
 # Pages without others below them need no list of these.
 html_sidebars = {page: [] for page in ("index", "tutorial", "concepts", "bigjob", "performance")}

@@ -95,6 +95,7 @@ WORDS: dict[str, Callable[[pytest.FixtureRequest, Path], Words]] = {
 #: What pages that are no recipes have before their first block, to begin in the middle of something.
 BEGINNINGS = {
     "dashboard.md": "from dpilot import PilotComputeService\n\nservice = PilotComputeService()\n",
+    "report.md": "from dpilot import ComputeDataService\n\ncds = ComputeDataService()\n",
     "notebook.md": "from dpilot import ComputeDataService\n\ncds = ComputeDataService()\n",
 }
 
