@@ -76,7 +76,8 @@ PANEL_CSS = """
 .bk-clearfix { width: 100%; display: block !important; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(138px, 1fr)); gap: .75rem; }
 .tile { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .55rem .8rem .6rem; }
-.tile b { display: block; font-size: 1.5rem; line-height: 1.3; font-weight: 600; font-variant-numeric: tabular-nums; }
+.tile b { display: block; font-size: 1.35rem; line-height: 1.4; font-weight: 600; font-variant-numeric: tabular-nums;
+          white-space: nowrap; }
 .tile span { display: block; }
 .tile small, .muted { color: var(--muted); font-size: .8rem; }
 .scroll { max-height: 340px; overflow: auto; }

@@ -85,8 +85,9 @@ PARKED = {"dpilot:parked": 1.0}
 HANDLER = "dpilot"
 #: That of a worker that asks another one to take part in a unit.
 GANG = "dpilot-gang"
-#: The client in whose name the plugin keeps units alive when the clients that submitted them are gone.
-_KEEPER = "dpilot"
+#: The client in whose name the plugin keeps units alive when the clients that submitted them are gone. Dask logs what a
+#: client cancels as events of a topic of its name: so it is not that of dpilot's own topic.
+_KEEPER = "dpilot-keeper"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import json
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -81,3 +84,91 @@ def test_jupyter_gets_the_widget_and_others_html(cds: ComputeDataService, monkey
     with ComputeDataService() as other:
         assert other.id
         assert other._repr_mimebundle_() is None
+
+
+SHOW = """
+from pathlib import Path
+from dpilot import ComputeDataService, PilotComputeService
+
+pcs, cds = PilotComputeService(), ComputeDataService()
+cds.add_pilot_compute_service(pcs)
+pcs.create_pilot({"service_url": "fork://localhost", "working_directory": str(Path("work").absolute())})
+pcs.wait_running()
+cds
+"""
+RUN = """
+import time
+from dpilot.monitor.live import _shown
+
+cds.submit_compute_unit_batch([{"executable": "/bin/true"}] * 3)
+cds.wait(20)
+until = time.monotonic() + 20
+while "3 Done" not in _shown[cds].widget.value and time.monotonic() < until:
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.slow
+def test_a_real_kernel_tells_the_notebook_what_happens(tmp_path: Path) -> None:
+    for needed in ("jupyter_client", "ipykernel"):
+        pytest.importorskip(needed)
+    done = subprocess.run(
+        [sys.executable, "-c", TALK],
+        input=json.dumps([SHOW, RUN, "cds.cancel(); pcs.cancel()"]),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "DASK_DPILOT__SCHEDULER__DASHBOARD_ADDRESS": "127.0.0.1:0",
+            "IPYTHONDIR": str(tmp_path / "ipython"),
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["errors"] == []
+    (shown,) = told["shown"]
+    assert "ComputeDataService" in shown["text/html"]  # for those who open the notebook without widgets
+    values = told["values"][shown["application/vnd.jupyter.widget-view+json"]["model_id"]]
+    assert "3 Done" not in values[0]
+    assert any("3 Done" in value for value in values)
+
+
+#: A front end: it runs cells, and takes what the kernel sends of widgets, whichever cell that belongs to.
+TALK = """
+import json, sys
+from collections import defaultdict
+from jupyter_client import KernelManager
+
+told = {"errors": [], "shown": [], "values": defaultdict(list)}
+manager = KernelManager()
+manager.kernel_spec.argv[0] = sys.executable
+manager.start_kernel()
+client = manager.client()
+client.start_channels()
+client.wait_for_ready(timeout=60)
+
+def hear(message):
+    content, what = message["content"], message["msg_type"]
+    if what == "execute_result":
+        told["shown"].append(content["data"])
+    elif what == "error":
+        told["errors"].append(content["traceback"])
+    elif what in ("comm_open", "comm_msg"):
+        value = content["data"].get("state", {}).get("value")
+        if value is not None:
+            told["values"][content["comm_id"]].append(value)
+
+for cell in json.load(sys.stdin):
+    asked = client.execute(cell.strip())
+    while True:
+        message = client.get_iopub_msg(timeout=60)
+        hear(message)
+        is_idle = message["msg_type"] == "status" and message["content"]["execution_state"] == "idle"
+        if is_idle and message["parent_header"].get("msg_id") == asked:
+            break
+client.stop_channels()
+manager.shutdown_kernel()
+print(json.dumps(told))
+"""
