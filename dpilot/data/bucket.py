@@ -102,12 +102,11 @@ class Bucket:
         with _errors():
             first = obstore.get(self._store, key, options={} if empty else {"range": (0, _PART)})
             size = first.meta["size"]
-            if size <= _WHOLE:
-                if data := first.bytes():
-                    yield data
-                return
             if empty or size <= _PART:
-                yield from first.stream(_PIECE)
+                if size <= _WHOLE:
+                    yield from filter(None, [first.bytes()])
+                else:
+                    yield from first.stream(_PIECE)
                 return
             plain = SignedObject(lambda: self._sign(key), first.meta["e_tag"], self._ca_bundle)
             with closing(plain):
