@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dask._task_spec import Task
-from distributed import Client, Future, Scheduler, Worker
-from distributed.scheduler import TaskState
+from distributed import Client, Worker
 
 from dpilot.errors import InputError, PilotError, StateError, UnitError, UnknownObjectError
 from dpilot.placement import Decision, Request, Site

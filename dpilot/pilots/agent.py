@@ -35,7 +35,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -44,6 +44,8 @@ __all__ = ["WORKER_VARIABLE", "main"]
 
 #: Exit status of a worker that could not join the scheduler in time.
 _UNREACHABLE = 69
+#: Exit status of a worker that is to be replaced by a new one: somebody called ``Client.restart()``.
+_AGAIN = 75
 #: In the environment of a worker, and so of all that it starts: whose process this is.
 WORKER_VARIABLE = "DPILOT_WORKER"
 #: How long killed processes may take to vanish (a hung file system can hold them) before the agent leaves.
@@ -144,20 +146,20 @@ class _Agent:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
         self.scratch = tempfile.mkdtemp(prefix=f"dpilot-{self.options.pilot}-", dir=_temporary_directory())
         try:
-            self._fork_workers()
+            self._fork_workers(range(self.options.workers))
             self._watch()
         finally:
             self._bury()
             shutil.rmtree(self.scratch, ignore_errors=True)
         return self._report()
 
-    def _fork_workers(self) -> None:
+    def _fork_workers(self, numbers: Iterable[int]) -> None:
         workers, threads = self.options.workers, self.options.threads
         each = self.options.gpus
         gpus = _gpus(each * workers)
         # No handler may run in a child before the child has put it away.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        for i in range(workers):
+        for i in numbers:
             name = f"{self.options.pilot}-{i}"
             nthreads = (i == workers - 1 and self.options.last_threads) or threads
             pid = os.fork()
@@ -221,8 +223,8 @@ class _Agent:
                 os.kill(pid, signum)
 
     def _reap(self) -> None:
-        """Take note of every child that has ended; kill what a dead worker left behind."""
-        reaped, lost = False, len(self.living) < self.options.workers
+        """Take note of every child that has ended; kill what a dead worker left behind; replace who wants to be."""
+        reaped, lost, again = False, len(self.living) < self.options.workers, list[int]()
         with suppress(ChildProcessError):
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -232,10 +234,13 @@ class _Agent:
                 if name := self.living.pop(pid, None):
                     lost = True
                     code = os.waitstatus_to_exitcode(status)
-                    if code and self.kill_at is None:
+                    if code == _AGAIN and self.kill_at is None:
+                        again.append(int(name.rpartition("-")[2]))
+                    elif code not in (0, _AGAIN) and self.kill_at is None:
                         self.deaths[name] = code
         if reaped and lost:  # also when an orphan died: its own children are ours now
             self._kill_orphans()
+        self._fork_workers(again)
 
     def _kill_orphans(self) -> bool:
         """Kill all children that are no workers, and what is below them; whether there were any.
@@ -329,7 +334,7 @@ async def _serve(options: argparse.Namespace, name: str, nthreads: int, scratch:
         _leave(_UNREACHABLE)
     await worker.finished()
     # Not by returning: asyncio.run would wait for threads that tasks have left running.
-    _leave(0)
+    _leave(_AGAIN if getattr(worker, "comes_again", False) else 0)
 
 
 def _leave(code: int) -> NoReturn:

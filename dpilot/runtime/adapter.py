@@ -15,8 +15,10 @@ import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
+from dask._task_spec import Task
 from dask.typing import Key
 from distributed import Client, Scheduler, Worker, get_worker
 from distributed.core import error_message
@@ -54,12 +56,15 @@ __all__ = [
     "in_loop",
     "is_connected",
     "is_executing",
+    "is_full",
+    "is_queueing",
     "is_running",
     "is_status_change",
     "memory_nbytes",
     "on_events",
     "on_lost",
     "on_refused",
+    "on_seceded",
     "order",
     "park",
     "pin",
@@ -69,6 +74,7 @@ __all__ = [
     "run_soon",
     "scheduler_of",
     "send_event",
+    "supply",
     "take_orders",
     "this_task",
     "unbind",
@@ -76,6 +82,7 @@ __all__ = [
     "units_in",
     "unpin",
     "was_freed",
+    "worker_of",
     "worker_tags",
 ]
 
@@ -130,9 +137,13 @@ def park(task: TaskState) -> None:
 
 
 def prioritize(task: TaskState, priority: float, order: float) -> None:
-    """Say which of the tasks that wait at one worker goes first: the higher `priority`, then the lower `order`."""
+    """Say which of the tasks that wait at one worker goes first: the higher `priority`, then the lower `order`.
+
+    Of equal priority, it goes before tasks that are no units (Dask's second number is of their graph): it was sent in
+    its turn.
+    """
     assert task.priority is not None
-    task.priority = (-priority, task.priority[1], order)
+    task.priority = (-priority, -1, order)
 
 
 def bind(scheduler: Scheduler, bindings: Mapping[str, str]) -> None:
@@ -155,6 +166,16 @@ def unbind(scheduler: Scheduler, keys: Iterable[Key]) -> None:
         if task is not None and task.state == "processing":
             recommendations[key] = "released"
     scheduler.transitions(recommendations, stimulus_id=_stimulus("unbind"))
+
+
+def supply(scheduler: Scheduler, key: Key, pickled: bytes) -> None:
+    """Have a parked task give a result that is known already, on any worker, as an ordinary task of Dask's."""
+    task = scheduler.tasks.get(key)
+    if task is None or task.state != "no-worker":
+        return
+    task.run_spec = Task(key, pickle.loads, pickled)
+    task.resource_restrictions = task.worker_restrictions = None
+    scheduler.transitions({key: "released"}, stimulus_id=_stimulus("supply"))
 
 
 def retry(scheduler: Scheduler, key: Key) -> bool:
@@ -248,6 +269,34 @@ def is_running(scheduler: Scheduler, address: str) -> bool:
     """Whether a worker takes tasks: it has started, and is neither paused nor retiring."""
     state = scheduler.workers.get(address)
     return state is not None and state in scheduler.running
+
+
+def worker_of(scheduler: Scheduler, key: Key) -> str | None:
+    """Address of the worker that a task was sent to; None if it is at none."""
+    task = scheduler.tasks.get(key)
+    return None if task is None or task.processing_on is None else task.processing_on.address
+
+
+def is_full(scheduler: Scheduler, address: str) -> bool:
+    """Whether a worker has a task for each of its threads, those not counted that have left theirs."""
+    state = scheduler.workers.get(address)
+    return state is not None and len(state.processing) - len(state.long_running) >= state.nthreads
+
+
+def is_queueing(scheduler: Scheduler) -> bool:
+    """Whether Dask keeps tasks back until workers have room."""
+    return bool(scheduler.queued)
+
+
+def on_seceded(scheduler: Scheduler, handler: Callable[[str], None]) -> None:
+    """Call `handler` with the address of a worker on which a task has left its thread, to wait for others."""
+    dask_handles = scheduler.stream_handlers["long-running"]
+
+    def long_running(worker: str, **message: Any) -> None:
+        dask_handles(worker=worker, **message)
+        handler(worker)
+
+    scheduler.stream_handlers["long-running"] = long_running
 
 
 def is_connected(scheduler: Scheduler, client: str) -> bool:
@@ -417,6 +466,12 @@ def run_soon(worker: Worker, function: Callable[[], _T]) -> Future[_T]:
 def report(worker: Worker, message: Mapping[str, Any]) -> None:
     """Send a message to the plugin on the scheduler, from any thread, before the task's own end."""
     worker.loop.add_callback(worker.batched_send, {"op": HANDLER, **message})
+
+
+def come_again(worker: Worker) -> None:
+    """Have a worker not wait for its threads when Dask closes it; its agent starts a new one in its place."""
+    worker.comes_again = True  # type: ignore[attr-defined]
+    worker.stream_handlers["close"] = partial(worker.close, executor_wait=False)
 
 
 def was_freed(worker: Worker, key: str) -> bool:

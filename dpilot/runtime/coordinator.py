@@ -53,6 +53,8 @@ _TELL_AFTER_S = 0.02
 #: Where a unit is on its way for no longer than this, there and back, the next one is not sent ahead: Dask's own
 #: batches of messages take some milliseconds anywhere.
 _LEAST_GAP_S = 0.02
+#: The result of a program.
+_NONE = pickle.dumps(None)
 
 
 class Coordinator:
@@ -145,10 +147,16 @@ class Coordinator:
         task = self.scheduler.tasks[record.key]
         adapter.park(task)
         record.runnable = True
-        if record.life.state.is_final:
+        if record.life.state is State.Done:
             # Its result was lost with its worker. A small one is in the record, and a program must not run twice.
             if record.life.state is State.Done and record.recompute and record.result is None:
                 self._enqueue(record)
+            else:
+                del self._unit_of[task.key]
+                self._loop.call_soon(adapter.supply, self.scheduler, record.key, record.result or _NONE)
+        elif record.life.state.is_final:  # somebody had Dask try its task again
+            error = StateError(f"{record.id} is {record.life.state}, which is final; submit it anew")
+            self._loop.call_soon(adapter.fail, self.scheduler, record.key, error)
         elif not record.missing:
             self._enqueue(record)
 

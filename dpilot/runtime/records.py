@@ -48,7 +48,7 @@ class ServiceRecord(Record):
 class PilotRecord(Record):
     """A pilot: what was asked for, and the workers that have joined."""
 
-    __slots__ = ("details", "site", "slots", "units", "walltime_s", "workers")
+    __slots__ = ("details", "returns", "site", "slots", "units", "walltime_s", "workers")
 
     def __init__(self, id: str, owner: str, now: float, watchers: set[str], details: dict[str, Any]) -> None:
         super().__init__(id, owner, Lifecycle(PILOT, now), watchers)
@@ -57,6 +57,7 @@ class PilotRecord(Record):
         self.site = Site(details["datacenter"], details["machine"])
         self.walltime_s: float | None = details["walltime_s"]
         self.workers: set[str] = set()
+        self.returns = False  # whether its workers were told to end and come back
         self.units: dict[str, None] = {}
 
     def snapshot(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from dpilot.errors import (
 )
 from dpilot.runtime import adapter
 from dpilot.runtime.account import AccountCalls
+from dpilot.runtime.crowd import Crowd
 from dpilot.runtime.records import PilotRecord
 from dpilot.states import State
 
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 #: How long the agent of a pilot without workers has to tell why, before the pilot is called Failed.
 _LAST_WORDS_S = 2.0
+#: How long workers that were restarted have to come back.
+_RETURN_S = 60.0
 
 
 class PilotPlugin(AccountCalls, SchedulerPlugin):
@@ -46,6 +49,9 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
         adapter.answer_calls(scheduler, self.answer)
         adapter.answer_reports(scheduler, self.take_report)
         adapter.answer_cancels(scheduler, self._dask_cancels)
+        self._crowd = Crowd(scheduler, lambda: self._pilot_at, self._make_room)
+        self._takes: dict[str, bool] = {}  # worker -> whether the matcher believes that it takes units
+        adapter.on_seceded(scheduler, self._make_room)
 
     async def before_close(self) -> None:
         """The scheduler ends."""
@@ -82,7 +88,10 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
         """A task has changed its state."""
         record = self._unit_of.get(key)
         if record is None:
+            if self._pilot_at and self._crowd.moved(key, start, finish):
+                self._loop.call_soon(self._crowd.end_turns)  # after the matcher
             return
+        worker = record.worker
         if finish == "memory":
             self._succeeded(record, kwargs)
         elif finish == "erred":
@@ -98,13 +107,24 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
         elif start == "no-worker" and finish == "released":
             self.matcher.withdraw(record.id)
             record.runnable = False
+        elif start in ("memory", "erred") and finish == "released":  # Dask would run it anew at once
+            adapter.park(self.scheduler.tasks[key])
         elif finish == "forgotten":
             self._ended(record, State.Canceled)
             self._unit_of.pop(key, None)
+        if worker is not None and self._crowd:
+            self._make_room(worker)
 
     def _dask_cancels(self, keys: Iterable[Key]) -> None:
         """A client cancels futures; those that are units' are canceled as the units are."""
         self._cancel_units([self._unit_of[key].id for key in keys if key in self._unit_of])
+
+    def restart(self, scheduler: Scheduler) -> None:
+        """A client has called ``restart()``: Dask has canceled all units, and now ends its workers; ours come back."""
+        for pilot in self.records.pilots.values():
+            pilot.returns = bool(pilot.workers)
+            for worker in pilot.workers:
+                adapter.order(scheduler, worker, {"what": "restart"})
 
     # ---------------------------------------------------------------- workers and clients
 
@@ -118,6 +138,7 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
             self._in_background(scheduler.remove_worker(worker, stimulus_id=f"dpilot-late-{time.time()}"))
             return
         pilot.workers.add(worker)
+        pilot.returns = False
         self._pilot_at[worker] = pilot.id
         memory_nbytes = adapter.memory_nbytes(scheduler, worker)
         gpus = pilot.details["gpus_per_worker"]
@@ -134,7 +155,7 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
         if pilot is None:
             return
         is_open = adapter.is_running(self.scheduler, worker)
-        self.matcher.open_worker(pilot.id, worker, is_open)
+        self._make_room(worker)
         if is_open:
             for store in self.records.stores.values():
                 self._let_reach(worker, store)
@@ -145,9 +166,19 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
                 self._loop.call_later(pilot.walltime_s, self._out_of_time, pilot)
         self._match_soon()
 
+    def _make_room(self, worker: str) -> None:
+        """Have a worker take units, or not: it may be paused, or full of other people's tasks."""
+        pilot = self._pilot_at.get(worker)
+        takes = adapter.is_running(self.scheduler, worker) and self._crowd.has_room(worker)
+        if pilot is not None and takes is not self._takes.get(worker):
+            self._takes[worker] = takes
+            self.matcher.open_worker(pilot, worker, takes)
+            self._match_soon()
+
     def remove_worker(self, scheduler: Scheduler, worker: str, *, stimulus_id: str, **kwargs: Any) -> None:
         """A worker is gone. Its units are parked again by now."""
         pilot = self.records.pilots.get(self._pilot_at.pop(worker, ""))
+        self._takes.pop(worker, None)
         if pilot is None:
             return
         pilot.workers.discard(worker)
@@ -157,7 +188,8 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
             store.asked.discard(worker)
         self.mover_gone(worker)
         if not pilot.workers and not pilot.life.state.is_final:
-            self._loop.call_later(_LAST_WORDS_S, self._without_workers, pilot)
+            patience_s = _RETURN_S if pilot.returns else _LAST_WORDS_S
+            self._loop.call_later(patience_s, self._without_workers, pilot)
         self._match_soon()
 
     def _sees(self, worker: str, store: str, sees: bool) -> None:

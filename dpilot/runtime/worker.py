@@ -179,6 +179,8 @@ class UnitPlugin(WorkerPlugin):
             self.carrier.take(details["job"], details["pickled"])
         elif what == "drop":
             self.carrier.drop(details["job"])
+        elif what == "restart":
+            adapter.come_again(self.worker)
 
     def _expect(self, unit: str, details: dict[str, Any]) -> None:
         """A unit is on its way here: what must be brought for it is brought meanwhile."""
