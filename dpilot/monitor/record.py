@@ -170,6 +170,7 @@ def _transfers(account: Account, units: list[UnitTold], zero: float) -> Iterator
         for unit in units
         for du, pd, nbytes, seconds, began in unit.brought
     ]
+    moved += [(had.du, site_of[had.store], had.site, had.nbytes, had.began, had.seconds) for had in account.unread]
     moved += [
         (t["du"], site_of[t["source"]], site_of[t["target"]], t["moved"], t["began"], t["ended"] - t["began"])
         for t in account.transfers

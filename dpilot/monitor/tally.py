@@ -76,7 +76,7 @@ def summary(account: Account) -> list[Row]:
             "pilots": len(account.pilots),
             "slots": sum(pilot.slots for pilot in account.pilots if pilot.began is not None),
             "utilisation": min(1.0, busy_s / here_s) if here_s else 0.0,
-            "read_bytes": sum(seen[name] for name in _NBYTES),
+            "read_bytes": sum(sum(unit.nbytes) for unit in account.units),
             "moved_bytes": seen[_NBYTES[1]] + seen[_NBYTES[2]],
             "blind_moved_bytes": blind[_NBYTES[1]] + blind[_NBYTES[2]],
             "saved_bytes": sum(blind[name] - seen[name] for name in _NBYTES[1:]),
@@ -88,8 +88,15 @@ _NBYTES = ("local_bytes", "same_datacenter_bytes", "cross_datacenter_bytes")
 
 
 def nbytes(account: Account) -> list[Row]:
-    """Bytes of input by how far they came: as it was, and as expected of a data-blind placement."""
+    """Bytes of input by how far they came: as it was, and as expected of a data-blind placement.
+
+    What was brought ahead of units and never read counts as moved.
+    """
     seen = [sum(column) for column in zip(*(unit.nbytes for unit in account.units), strict=True)] or [0, 0, 0]
+    site_of = {store.id: store.site for store in account.stores}
+    for had in account.unread:
+        if had.store in site_of:
+            seen[site_of[had.store].distance(had.site)] += had.nbytes
     blind = [round(n) for n in blind_nbytes(account)]
     rows = zip(("this run", "data-blind"), (seen, blind), strict=True)
     return [{"placement": name, **dict(zip(_NBYTES, row, strict=True))} for name, row in rows]
@@ -310,6 +317,8 @@ def links(account: Account) -> list[Row]:
     for unit in account.units:
         for _, pd, moved, seconds, _ in unit.brought:
             add(site_of.get(pd), at.get(unit.pilot or ""), moved, seconds)
+    for had in account.unread:
+        add(site_of.get(had.store), had.site, had.nbytes, had.seconds)
     for t in account.transfers:
         if t["kind"] == "copy" and t["error"] is None and t["began"] is not None and t["ended"] is not None:
             add(site_of.get(t["source"]), site_of.get(t["target"]), t["moved"], t["ended"] - t["began"])

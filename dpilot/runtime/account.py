@@ -15,7 +15,7 @@ from dpilot.runtime.records import DataRecord, PilotRecord, Record, Times, UnitR
 from dpilot.runtime.table_calls import TableCalls
 from dpilot.states import State
 
-__all__ = ["Account", "AccountCalls", "DataTold", "PilotTold", "StoreTold", "UnitTold"]
+__all__ = ["Account", "AccountCalls", "AheadTold", "DataTold", "PilotTold", "StoreTold", "UnitTold"]
 
 #: How long the scheduler's loop waits for an account at a time.
 _SLICE_S = 0.01
@@ -87,6 +87,17 @@ class UnitTold(NamedTuple):
     error: str | None
 
 
+class AheadTold(NamedTuple):
+    """A data unit that was brought to a machine ahead of units, none of which has read it there yet."""
+
+    du: str
+    store: str
+    site: Site
+    nbytes: int
+    seconds: float
+    began: float
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """The account of a run.
@@ -103,6 +114,8 @@ class Account:
         In the order in which they were made.
     transfers : tuple of dict
         Of its data units, as :meth:`dpilot.ComputeDataService.transfers` tells them.
+    unread : tuple of AheadTold
+        What was brought ahead of its units, so far in vain.
     """
 
     owner: str | None
@@ -114,6 +127,7 @@ class Account:
     data: tuple[DataTold, ...]
     units: tuple[UnitTold, ...]
     transfers: tuple[dict[str, Any], ...]
+    unread: tuple[AheadTold, ...] = ()
 
 
 class AccountCalls(TableCalls):
@@ -156,6 +170,11 @@ class AccountCalls(TableCalls):
             tuple(_data_told(d) for d in data),
             tuple(told),
             tuple(transfer.row() for transfer in self.catalogue.transfers if transfer.du in ids),
+            tuple(
+                AheadTold(du, had.pd, site, had.nbytes, had.seconds, had.began)
+                for (du, site), had in self._brought.items()
+                if du in ids
+            ),
         )
 
     def _unit_told(self, unit: UnitRecord) -> UnitTold:
