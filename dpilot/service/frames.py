@@ -166,7 +166,7 @@ class Frames(Handle):
 
         Returns
         -------
-        dpilot.monitor.report.Report
+        Report
             ``html()`` is the page, ``frame(name)`` a data frame, ``names`` tells which there are; notebooks show it.
 
         Raises
