@@ -2,7 +2,8 @@
 
 A :class:`Network` makes sites. Pilots with the service URL ``netns://SITE`` run at a site: in its network namespace,
 and in a mount namespace of their own in which `Network.data` is the site's directory. Every other process, that of the
-tests included, finds another directory at the same path.
+tests included, finds another directory at the same path. Those with ``netns://A+B`` run at two sites, with half of the
+slots at each; with ``netns://A+B/alone`` neither sees the processes of the other.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import SplitResult
 
@@ -28,6 +31,8 @@ from tests.services import missing, require
 
 #: Mounts one directory over another for what follows, which no other process sees.
 _AT_SITE = 'mount --make-rprivate / && mount --bind "$1" "$2" && shift 2 && exec "$@"'
+
+_ALONE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
 class Network:
@@ -51,6 +56,7 @@ class Network:
         self._subnet = f"198.18.{int(token[:2], 16)}"
         self.address = f"{self._subnet}.1"
         self.sites: dict[str, Path] = {}
+        self.schedulers: list[str] = []
         self._schedulers: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Network:
@@ -112,7 +118,8 @@ class Network:
             process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **environment})
         self._schedulers.append(process)
         written = eventually(lambda: file.exists() and file.read_text(), "a scheduler")
-        return str(json.loads(written)["address"])
+        self.schedulers.append(str(json.loads(written)["address"]))
+        return self.schedulers[-1]
 
     def close(self) -> None:
         for process in self._schedulers:
@@ -131,25 +138,36 @@ class SiteLauncher(LocalLauncher):
         Launcher.__init__(self, url)
 
     def render(self, request: LaunchRequest) -> Command:
-        command = super().render(request)
-        if Network.current is None:
+        network = Network.current
+        if network is None:
             raise PilotLaunchError("there is no network now")
-        return Command(Network.current.at(self.url.hostname or "", *command.arguments), command.environment)
+        sites = (self.url.hostname or "").split("+")
+        if len(sites) == 1:
+            command = super().render(request)
+            return Command(network.at(sites[0], *command.arguments), command.environment)
+        agents = []
+        for site in sites:
+            share = replace(request, pilot=f"{request.pilot}-{site}", slots=request.slots // len(sites))
+            command = super().render(share)
+            alone = _ALONE if self.url.path == "/alone" else ()
+            agents.append(shlex.join(network.at(site, *alone, *command.arguments)))
+        script = "exec 3<&0; " + " ".join(f"{agent} <&3 &" for agent in agents) + " wait"
+        return Command(("sh", "-c", script), command.environment)
 
 
 def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
 
-@pytest.fixture
-def network(tmp_path: Path) -> Iterator[Network]:
+@contextmanager
+def two_sites(directory: Path) -> Iterator[Network]:
     """Two machines, ``a`` and ``b``, that see neither each other's `data` nor this machine's."""
     require("ip", "unshare", "mount")
     if os.geteuid() != 0:
         missing("network namespaces are for root only")
     # Where pilots run is not below what is mounted over.
     try:
-        entered = Network(tmp_path).__enter__()
+        entered = Network(directory).__enter__()
     except subprocess.CalledProcessError as error:
         missing(f"no network can be made here: {error.stderr.decode().strip()}")
     register_launcher("netns", SiteLauncher)
@@ -162,3 +180,10 @@ def network(tmp_path: Path) -> Iterator[Network]:
             if f"//{entered.address}:" in address:
                 session.close()
         entered.__exit__()
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Iterator[Network]:
+    """Two machines, ``a`` and ``b``, for one test."""
+    with two_sites(tmp_path) as network:
+        yield network

@@ -89,7 +89,11 @@ class ComputeUnitSpec:
     )
     stderr: str = key(p.safe_name, "file in the sandbox for a program's errors", names=("error",), default="stderr.txt")
     slots: int = key(p.count, "slots that it holds while it runs", names=_SLOTS, default=1)
-    spmd_variation: Literal["single", "mpi"] = key(p.one_of("single", "mpi"), '"single" or "mpi"', default="single")
+    spmd_variation: Literal["single", "mpi"] = key(
+        p.one_of("single", "mpi"),
+        'whether a program runs once ("single"), or as an MPI program with a rank in each of its slots ("mpi")',
+        default="single",
+    )
     input_data: tuple[Any, ...] = key(
         p.data_units, "data units (handles or URLs) to stage into the sandbox", default=()
     )
@@ -134,6 +138,10 @@ class ComputeUnitDescription(Description[ComputeUnitSpec], spec=ComputeUnitSpec)
 
     ``$NAME`` and ``${NAME}`` in ``arguments`` are expanded from the unit's environment when it runs; no shell is
     involved (see :func:`dpilot.descriptions.expand`).
+
+    The slots of an MPI program may be on several hosts of one pilot. Then it needs MPICH's ``mpirun``, and no sshd. The
+    hosts share its working directory where they share the pilot's; otherwise each has one of its own at the same
+    path, with the unit's inputs. Standard input, output and error, and ``output_data``, are those of the first host.
     """
 
     def _finish(self, spec: ComputeUnitSpec) -> ComputeUnitSpec:

@@ -364,13 +364,18 @@ class PilotSlots:
 def _spread(
     workers: Iterable[tuple[str, int, int | None, list[int]]], slots: int, memory_nbytes: int, gpus: int
 ) -> list[Share] | None:
-    """Several slots on as few workers as will do, and an even part of the memory with each; None if that cannot be.
+    """Several slots on few hosts and workers, and an even part of the memory with each; None if that cannot be.
 
     Of each worker is told its address, its slots, its memory (None: not known) and its GPUs.
     """
     shares = []
     part = -(-memory_nbytes // slots)
-    for address, idle, free_nbytes, devices in sorted(workers, key=lambda w: (-len(w[3]) * bool(gpus), -w[1], w[0])):
+    found = [(worker[0].rpartition(":")[0], worker) for worker in workers if worker[1] > 0]
+    idle_at: dict[str, int] = {}
+    for host, (_, idle, _, _) in found:
+        idle_at[host] = idle_at.get(host, 0) + idle
+    found.sort(key=lambda w: (-len(w[1][3]) * bool(gpus), -idle_at[w[0]], w[0], -w[1][1], w[1][0]))
+    for _, (address, idle, free_nbytes, devices) in found:
         take = min(idle, slots)
         if part and free_nbytes is not None:
             take = min(take, free_nbytes // part)

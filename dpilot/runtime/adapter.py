@@ -49,6 +49,7 @@ __all__ = [
     "cancel",
     "computed",
     "connection_args",
+    "contact_of",
     "error_text",
     "fail",
     "failed_too_often",
@@ -73,6 +74,7 @@ __all__ = [
     "retry",
     "run_soon",
     "scheduler_of",
+    "scratch_of",
     "send_event",
     "supply",
     "take_orders",
@@ -451,6 +453,16 @@ def in_loop(worker: Worker, work: Coroutine[Any, Any, _T]) -> Future[_T]:
 def connection_args(worker: Worker) -> dict[str, Any]:
     """With what a worker connects to others: its certificates."""
     return dict(worker.connection_args)
+
+
+def contact_of(worker: Worker) -> str:
+    """Contact address of a worker, by which the scheduler calls it."""
+    return str(worker.contact_address or worker.address)
+
+
+def scratch_of(worker: Worker) -> str:
+    """A directory of a worker's own, which is removed when it ends."""
+    return str(worker.local_directory)
 
 
 def scheduler_of(worker: Worker) -> str:

@@ -136,9 +136,9 @@ class Calls(DataCalls):
 
     # -- compute units
 
-    def call_inputs(self, unit: str, pilot: str) -> Inputs:
-        """For each input of a unit: its manifest, and where to bring it from."""
-        return self._inputs(self._unit(unit), self._pilot(pilot))
+    def call_inputs(self, unit: str, pilot: str, worker: str | None = None) -> Inputs:
+        """For each input of a unit: its manifest, and where to bring it from to that worker."""
+        return self._inputs(self._unit(unit), self._pilot(pilot), worker)
 
     async def call_outputs(self, unit: str, pilot: str) -> dict[str, tuple[str, Place, int | None]]:
         """Where each output of a unit goes: the store that has the data unit, else the nearest one.

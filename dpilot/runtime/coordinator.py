@@ -122,6 +122,7 @@ class Coordinator:
         record.program = sys.intern(unit.work.executable) if isinstance(unit.work, Program) else None
         record.recompute = record.program is None
         record.takes_results = bool(task.dependencies)
+        record.ranks = unit.work.ranks if isinstance(unit.work, Program) else 0
         self.records.units[unit.id] = record
         self._unit_of[task.key] = record
         self.advance(record, State.Pending, unit.submitted)
@@ -263,6 +264,22 @@ class Coordinator:
             self._ended(record, State.Canceled)
         adapter.cancel(self.scheduler, [r.key for r in records])
 
+    def _lost(self, record: UnitRecord, worker: str) -> None:
+        """A bound MPI unit has lost one of its workers, and it is not the one that runs it: as if it were that one."""
+        if record.worker is None:
+            return
+        if adapter.failed_too_often(self.scheduler, record.key):
+            self._stop(record)
+            self._fail(
+                record,
+                UnitError(
+                    f"{record.id} has lost a worker of its gang once too often, the last time {worker}; see the log of "
+                    f"{record.pilot}"
+                ),
+            )
+        else:
+            adapter.unbind(self.scheduler, [record.key])
+
     def _overdue(self, record: UnitRecord, error: bytes) -> None:
         """A function runs longer than it may. It cannot be interrupted: its slots are free when it returns."""
         if adapter.retry(self.scheduler, record.key):
@@ -330,16 +347,22 @@ class Coordinator:
             held = self.matcher.held(record.id)
             assert held is not None
             message["gpus"] = held.shares[0].gpus
+        if record.ranks:
+            held = self.matcher.held(record.id)
+            assert held is not None
+            message["gang"] = held.shares
         if message:
             adapter.order(self.scheduler, worker, {"what": "expect", "unit": record.id, **message})
 
-    def _inputs(self, record: UnitRecord, pilot: PilotRecord) -> Inputs:
+    def _inputs(self, record: UnitRecord, pilot: PilotRecord, worker: str | None = None) -> Inputs:
+        """Where the inputs of a unit are, as seen from its worker, or from another one of its gang."""
+        reader = worker or record.worker
         answer = {}
         for du in record.request.inputs:
             data = self._data(du)
             if data.manifest is None or not data.replicas:
                 raise InputError(f"data unit {du} has lost its replicas since {record.id} was placed")
-            answer[du] = (data.manifest, self._replicas(data, pilot.site, record.worker))
+            answer[du] = (data.manifest, self._replicas(data, pilot.site, reader))
         return answer
 
     def _replicas(self, data: DataRecord, site: Site, reader: str | None) -> list[Replica]:

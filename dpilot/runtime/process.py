@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -19,10 +19,12 @@ from dpilot.descriptions import expand
 from dpilot.errors import ExecutableError
 from dpilot.runtime.work import Program
 
-__all__ = ["RunningProgram"]
+__all__ = ["MARK", "RunningProgram"]
 
 #: How much of the end of an error stream is looked at.
 _TAIL_NBYTES = 1 << 16
+#: A variable that names an attempt: its processes leave the program's group, but keep this.
+MARK = "DPILOT_ATTEMPT"
 
 
 class RunningProgram:
@@ -34,7 +36,10 @@ class RunningProgram:
     directory : Path
         Where it runs; there are its input, output and error files.
     environment : mapping of str to str
-        Variables beside those of the worker and of the program's description.
+        Variables beside those of the worker and of the program's description. With :data:`MARK` among them, all
+        processes that have inherited it end with the program.
+    wrap : callable, optional
+        Gives the command that starts the program, from the program's own (its path first) and its environment.
 
     Raises
     ------
@@ -42,18 +47,26 @@ class RunningProgram:
         If it cannot be started: not found, not executable, or a file cannot be opened.
     """
 
-    def __init__(self, program: Program, directory: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        directory: Path,
+        environment: Mapping[str, str],
+        wrap: Callable[[list[str], Mapping[str, str]], list[str]] | None = None,
+    ) -> None:
         self.program = program
         self.directory = directory
         self._killer: threading.Timer | None = None  # once it was told to end
+        self._killed = False
+        self._mark = environment.get(MARK)
         own = {**environment, **program.environment}
         variables = {**os.environ, **own}
         executable = expand(program.executable, variables)
         path = self._find(executable, variables.get("PATH"))
         command = [executable, *(expand(argument, variables) for argument in program.arguments)]
-        if program.ranks:
-            command = ["mpirun", "-n", str(program.ranks), path, *command[1:]]
-            path = self._find("mpirun", variables.get("PATH"))
+        if wrap is not None:
+            command = wrap([path, *command[1:]], variables)
+            path = command[0]
         try:
             with (
                 Path(directory / (program.stdin or os.devnull)).open("rb") as stdin,
@@ -149,28 +162,45 @@ class RunningProgram:
 
     def stop(self, grace_s: float) -> None:
         """End its whole process group: with SIGTERM, and what is left after `grace_s` seconds with SIGKILL."""
-        self._killer = threading.Timer(grace_s, self._signal, (signal.SIGKILL,))
+        self._killer = threading.Timer(grace_s, self._kill)
         self._killer.daemon = True
         if grace_s > 0:
             self._signal(signal.SIGTERM)
             self._killer.start()
         else:
-            self._signal(signal.SIGKILL)
+            self._kill()
 
     def _wait_for_group(self) -> None:
         """Wait until all of a group that was told to end is gone: its slots are taken until then."""
         self._popen.wait()
-        while members := [process for process in psutil.process_iter() if self._has(process)]:
+        assert self._killer is not None
+        while members := self._members():
+            if self._killed:  # what began while the others were killed
+                self._kill(members)
             for process in members:
                 with suppress(psutil.Error):
                     process.wait()
-        assert self._killer is not None
         self._killer.cancel()  # the group's number may soon be another's
+
+    def _members(self) -> list[psutil.Process]:
+        return [process for process in psutil.process_iter() if self._has(process)]
 
     def _has(self, process: psutil.Process) -> bool:
         with suppress(ProcessLookupError, psutil.Error):
-            return os.getpgid(process.pid) == self._popen.pid and process.status() != psutil.STATUS_ZOMBIE
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            if os.getpgid(process.pid) == self._popen.pid:
+                return True
+            return self._mark is not None and process.environ().get(MARK) == self._mark
         return False
+
+    def _kill(self, members: Collection[psutil.Process] | None = None) -> None:
+        self._killed = True
+        self._signal(signal.SIGKILL)
+        if self._mark is not None:
+            for process in self._members() if members is None else members:
+                with suppress(psutil.Error):
+                    process.kill()
 
     def _signal(self, number: int) -> None:
         with suppress(ProcessLookupError, PermissionError):

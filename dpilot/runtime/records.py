@@ -201,6 +201,7 @@ class UnitRecord(Record):
         "pilot",
         "priority",
         "program",
+        "ranks",
         "read",
         "ready",
         "recompute",
@@ -231,6 +232,7 @@ class UnitRecord(Record):
         self.attempt = 0
         self.began: float | None = None  # when its thread began with it, which staged first; known at its end
         self.bound = 0.0  # when it was bound, in seconds since the epoch
+        self.ranks = 0  # of an MPI program; 0: it is none
         self.recompute = False  # whether Dask may run it again when its result was lost
         self.decision: Decision | None = None
         self.nbytes = (0, 0, 0)  # of input, by the distance they were read from

@@ -182,7 +182,11 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
         if pilot is None:
             return
         pilot.workers.discard(worker)
+        units = (self.records.units.get(unit) for unit in self.matcher.units_at(pilot.id, worker))
+        gangs = [record for record in units if record is not None and record.ranks and record.worker != worker]
         self.matcher.remove_worker(pilot.id, worker)
+        for record in gangs:
+            self._lost(record, worker)
         for store in self.records.stores.values():
             store.hosts.discard(worker)
             store.asked.discard(worker)
@@ -246,6 +250,8 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
             self.matcher.staged(record.id)
         elif what == "overdue" and record.worker == worker:
             self._overdue(record, details["error"])
+        elif what == "lost" and record.worker == worker:
+            self._lost(record, details["worker"])
         elif what == "collecting":
             self.advance(record, State.Running, details["at"], pilot=record.pilot)
             self.advance(record, State.Staging, details["at"])

@@ -186,9 +186,12 @@ class Staging:
     ----------
     task : UnitTask
     run : Attempt
+    tells : bool
+        Whether the scheduler is to know of it: of an MPI unit, it hears of what its first worker does.
     """
 
-    def __init__(self, task: UnitTask, run: Attempt) -> None:
+    def __init__(self, task: UnitTask, run: Attempt, *, tells: bool = True) -> None:
+        self._tells = tells
         self._task = task
         self._run = run
         self._host = run.plugin
@@ -215,7 +218,7 @@ class Staging:
             resolve[Reference("data", du)] = StagedData(du, place, manifest.names)
             if not own:
                 self._exclude += manifest.names
-        if inputs:
+        if inputs and self._tells:
             now = time.time()
             self._host.tell(task.id, "staged", seconds=now - began, at=now, **self._staged._asdict())
 

@@ -22,7 +22,7 @@ from dpilot import config
 from dpilot.errors import ConnectionLostError, PilotError
 from dpilot.runtime.adapter import HANDLER, Sealed
 
-__all__ = ["Line", "Wire", "bad", "good"]
+__all__ = ["Line", "Wire", "bad", "good", "value_of"]
 
 _T = TypeVar("_T")
 
@@ -152,7 +152,7 @@ class Wire:
         Exception
             What the other side gave to :func:`bad`.
         """
-        return _value(self._run(self._request(address, message)))
+        return value_of(self._run(self._request(address, message)))
 
     async def _request(self, address: str, message: dict[str, Any]) -> Any:
         comm, used = await self._connect(address)
@@ -236,7 +236,7 @@ class Line:
         if self._extra:
             self._extra -= 1
             self._wire.extra.release()
-        return _value(answer)
+        return value_of(answer)
 
     def receive_all(self) -> None:
         """Wait for all answers."""
@@ -265,7 +265,8 @@ async def _exchange(comm: Comm, messages: Iterable[Any]) -> Any:
         raise
 
 
-def _value(answer: Any) -> Any:
+def value_of(answer: Any) -> Any:
+    """What :func:`good` was given; raises what :func:`bad` was."""
     if not isinstance(answer, dict) or "good" not in answer:
         if isinstance(answer, dict) and "exception_text" in answer:
             raise PilotError(f"it failed over there: {answer['exception_text']}; see the log of that process")

@@ -21,17 +21,21 @@ from urllib.parse import quote
 
 from dask.sizeof import sizeof
 from distributed import Worker, WorkerPlugin
+from distributed.comm.core import Comm
 
 from dpilot import config
 from dpilot.data import Cache, Store
 from dpilot.errors import PilotError, StagingError, StateError, UnitCanceledError, UnitError
+from dpilot.placement import Share
 from dpilot.runtime import adapter
 from dpilot.runtime.carrier import Carrier
+from dpilot.runtime.gang import Gang, Part
 from dpilot.runtime.host import Host
 from dpilot.runtime.jobs import terms
+from dpilot.runtime.member import Membership
 from dpilot.runtime.peer import reachable
 from dpilot.runtime.places import Place
-from dpilot.runtime.process import RunningProgram
+from dpilot.runtime.process import MARK, RunningProgram
 from dpilot.runtime.staging import Ahead, Inputs, Staging
 from dpilot.runtime.wire import Wire
 from dpilot.runtime.work import Call, Program, Reference, UnitTask, load_arguments
@@ -50,6 +54,7 @@ class _Run:
         self.task = task
         self.plugin = plugin
         self.program: RunningProgram | None = None
+        self.gang: Gang | None = None  # if it is an MPI program
         self.expected: dict[str, Any] = {}  # what the scheduler said of it, ahead of it
         self.canceled = threading.Event()
         self.reservation: str | None = None  # what the scheduler holds for it since it was stopped
@@ -58,8 +63,10 @@ class _Run:
         self._lock = threading.Lock()
         self._directory: Path | None = None
 
-    def cancel(self) -> None:
-        """Stop it: called in the worker's event loop."""
+    def cancel(self, grace_s: float | None = None) -> None:
+        """Stop it, a program within `grace_s` seconds; called in the worker's event loop."""
+        if grace_s is None:
+            grace_s = config.seconds("unit.grace-period")
         with self._lock:
             self.canceled.set()
             for stop in self._stops:
@@ -67,7 +74,9 @@ class _Run:
             if self.ahead is not None:
                 self.ahead.stop.set()
             if self.program is not None:
-                self.program.stop(config.seconds("unit.grace-period"))
+                self.program.stop(grace_s)
+            elif self.gang is not None:
+                self.gang.abandon()
 
     def check(self, _nbytes: int = 0) -> None:
         """Raise if the unit was canceled; transfers call it for every chunk."""
@@ -78,7 +87,8 @@ class _Run:
         """Where its inputs are: as the scheduler said when it sent the unit."""
         if "inputs" in self.expected:
             return dict(self.expected["inputs"])
-        return dict(self.plugin.ask("inputs", unit=self.task.id, pilot=self.plugin.pilot))
+        here = adapter.contact_of(self.plugin.worker)
+        return dict(self.plugin.ask("inputs", unit=self.task.id, pilot=self.plugin.pilot, worker=here))
 
     @property
     def ahead(self) -> Ahead | None:
@@ -102,17 +112,41 @@ class _Run:
         directory = self.directory()
         with self._lock:
             self.check()
-            self.program = RunningProgram(program, directory, environment)
+            wrap = self.gang.command if self.gang is not None else None
+            self.program = RunningProgram(program, directory, environment, wrap)
         return self.program
+
+    def assemble(self) -> None:
+        """Have the workers on which an MPI program is to run get ready."""
+        worker = self.plugin.worker
+        gang = self.expected.get("gang") or [(adapter.contact_of(worker), self.task.request.slots)]
+        directory = self.directory()
+        with self._lock:
+            self.check()
+            shares = [Share(*share) for share in gang]
+            self.gang = Gang(self.task, shares, worker, directory, self.gpus(), self._break_off)
+        self.held.callback(self.gang.close)
+
+    def _break_off(self) -> None:
+        """A worker of its gang is lost: called in the worker's event loop."""
+        with self._lock:
+            if self.program is not None:
+                self.program.stop(0.0)
+
+    def shares(self, marker: str) -> bool:
+        """Whether the working directory is that of another worker, which has made `marker` in it."""
+        path = self._path()
+        if (path / marker).is_dir():
+            self._directory = path
+        return self._directory is not None
+
+    def _path(self) -> Path:
+        return Path(self.plugin.directory) / (self.task.directory or self.task.id)
 
     def directory(self) -> Path:
         """The unit's working directory, made when first asked for. What an earlier attempt left there goes."""
         if self._directory is None:
-            base = Path(self.plugin.directory)
-            if self.task.directory is not None:
-                path = base / self.task.directory
-            else:
-                path = base / self.task.id
+            path = self._path()
             try:
                 if self.task.directory is not None:
                     path.mkdir(parents=True, exist_ok=True)
@@ -156,6 +190,7 @@ class UnitPlugin(WorkerPlugin):
         self.host = Host()
         adapter.take_orders(worker, self.take_order)
         adapter.answer_requests(worker, self.host.answer)
+        adapter.answer_gangs(worker, self.attend)
         Wire.connection_args = adapter.connection_args(worker)
         type(self)._here = self
 
@@ -181,6 +216,13 @@ class UnitPlugin(WorkerPlugin):
             self.carrier.drop(details["job"])
         elif what == "restart":
             adapter.come_again(self.worker)
+
+    async def attend(self, comm: Comm, part: adapter.Sealed) -> Any:
+        """Take part in an MPI unit that another worker runs."""
+        opened: Part = part.open()
+        run = _Run(opened.task, self)
+        run.expected["gpus"] = opened.gpus
+        return await Membership(opened, run, self.worker).attend(comm)
 
     def _expect(self, unit: str, details: dict[str, Any]) -> None:
         """A unit is on its way here: what must be brought for it is brought meanwhile."""
@@ -388,6 +430,8 @@ def _errors_told(run: _Run) -> Iterator[None]:
 
 def _run(run: _Run, resolve: dict[Reference, Any]) -> Any:
     task = run.task
+    if isinstance(task.work, Program) and task.work.ranks:
+        run.assemble()
     if task.request.inputs or task.outputs or task.transfers:
         staging = Staging(task, run)
         staging.bring(resolve)
@@ -413,8 +457,10 @@ def _work(run: _Run, resolve: dict[Reference, Any]) -> Any:
         }
         if plugin.has_gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(run.gpus())
-        program = run.start(task.work, environment)
-        program.wait(task.walltime_s, int(config.get("unit.stderr-lines")))
+        if run.gang is not None:
+            _run_ranks(run, run.gang, task.work, environment)
+        else:
+            _run_program(run, task.work, environment)
         run.check()
         return None
     assert isinstance(task.work, Call)
@@ -422,6 +468,30 @@ def _work(run: _Run, resolve: dict[Reference, Any]) -> Any:
     args, kwargs = load_arguments(task.work.arguments, resolve)
     with _limited(run):
         return function(*args, **kwargs)
+
+
+def _run_program(run: _Run, work: Program, environment: Mapping[str, str]) -> None:
+    run.start(work, environment).wait(run.task.walltime_s, int(config.get("unit.stderr-lines")))
+
+
+def _run_ranks(run: _Run, gang: Gang, work: Program, environment: Mapping[str, str]) -> None:
+    """Run an MPI program. A unit that has lost a worker of its gang waits to be taken back, as if it were its own."""
+    failure: Exception | None = None
+    try:
+        gang.wait()
+        _run_program(run, work, {**environment, MARK: gang.token})
+    except Exception as error:
+        failure = error
+    failures = gang.close()
+    run.check()
+    if failure is not None and gang.lost is not None:
+        run.plugin.tell(run.task.id, "lost", worker=gang.lost)
+        run.canceled.wait()
+        run.check()
+    if failure is None and failures:
+        failure = failures[0]
+    if failure is not None:
+        raise failure
 
 
 @contextmanager
