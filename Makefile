@@ -31,6 +31,9 @@ bench: $(VENV)/.test ## Rates beside plain Dask's, in the same run
 bench-data: $(VENV)/.test ## How fast files move, beside s5cmd, rclone and cp
 	@$(BIN)/python -m benchmarks.data $(ARGS)
 
+notebooks: $(VENV)/.test ## Run the notebooks and write down what they show; ARGS="03 06" for some, "--check" to compare
+	@$(BIN)/python -m notebooks $(ARGS)
+
 # --- checking -----------------------------------------------------------------------------------
 
 # One after another also under `make -j`, the quick ones first: what fails should fail early.
