@@ -206,6 +206,17 @@ class Store:
             pass
         raise StoreError(f"{self.url} has a marker {MARKER} that this dpilot cannot read: {data[:80]!r}", url=self.url)
 
+    def connect(self) -> None:
+        """Read the marker as files are read, so that the first file will not wait for a connection.
+
+        Raises
+        ------
+        StoreError
+            If it cannot be read.
+        """
+        for _ in self.root.child(MARKER).read(None):
+            pass
+
     def is_visible(self) -> bool:
         """Whether this process sees the store as local files: by its marker, so that shared file systems count."""
         try:

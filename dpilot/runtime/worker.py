@@ -342,7 +342,7 @@ class UnitPlugin(WorkerPlugin):
 
 def _connect(store: Store) -> None:
     with suppress(PilotError):  # whoever needs it will be told
-        store.reach()
+        store.connect()
 
 
 _current: contextvars.ContextVar[_Run] = contextvars.ContextVar("dpilot-unit")
