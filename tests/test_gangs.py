@@ -329,3 +329,16 @@ def test_ranks_that_run_too_long_are_ended(pcs: PilotComputeService, hosts: Netw
     assert "was ended after its walltime of 3 s" in str(unit.exception(LONG_S))
     eventually(lambda: pilot.get_free_nodes() == 4, "its slots are free")
     assert ranks.living() == []
+
+
+def test_a_unit_that_costs_too_many_workers_fails(hosts: Network, program: Path) -> None:
+    address = hosts.scheduler(DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0")
+    with PilotComputeService(address) as pcs, ComputeDataService(coordination_url=address) as cds:
+        cds.add_pilot_compute_service(pcs)
+        ranks = Ranks(cds, program, hosts)
+        pilot = start(pcs, hosts, alone=True)
+        unit, _ = ranks.sleep()
+        worker(pilot, "b" if head(hosts, unit) == "a" else "a").kill()
+        assert "has lost a worker of its gang once too often" in str(unit.exception(LONG_S))
+        eventually(lambda: pilot.get_free_nodes() == 2, "its slots are free")
+        assert ranks.living() == []

@@ -82,10 +82,12 @@ class _Member:
         self.gpus: tuple[str, ...] = ()  # the names of its devices
         self.comm: Comm | None = None
         self.end: asyncio.Task[Any] | None = None  # once it is ready: what it says at its end
+        self._is_stopped = False
 
     async def stop(self) -> None:
         """Have it end what it has started, if it has not."""
-        if self.comm is not None and self.end is not None and not self.end.done():
+        if self.comm is not None and self.end is not None and not self.end.done() and not self._is_stopped:
+            self._is_stopped = True
             with suppress(OSError):
                 await self.comm.write({"what": "stop"})
 
