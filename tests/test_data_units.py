@@ -15,6 +15,7 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+from distributed import Client
 
 from dpilot import (
     ComputeDataService,
@@ -26,7 +27,7 @@ from dpilot import (
     StateError,
     StoreFullError,
 )
-from tests.helpers import LONG_S, Gate, eventually, reach
+from tests.helpers import LONG_S, Gate, eventually, reach, start
 from tests.services import S3
 from tests.units import hold_and_read, read_one
 
@@ -173,6 +174,25 @@ def test_sources_that_everybody_reaches_are_brought_by_a_worker(
     assert row["mover"] in workers_of(pilot)
     assert rows(cds, unit, "upload") == []
     assert unit.list_files() == ["a.txt", "b.txt"]
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("pilot_is_first", [True, False])
+def test_workers_are_connected_before_a_file_is_needed(
+    pcs: PilotComputeService, pds: PilotDataService, s3: S3, tmp_path: Path, pilot_is_first: bool
+) -> None:
+    def connected() -> int:
+        from dpilot.data import bucket
+
+        return sum(found is not None for found in bucket._buckets.values())
+
+    if pilot_is_first:
+        start(pcs, tmp_path)
+    store = pds.create_pilot({"service_url": f"s3://{s3.place()}/far", "storage_options": s3.storage_options})
+    if not pilot_is_first:
+        start(pcs, tmp_path)
+    with Client(store._session.client.scheduler.address, set_as_default=False) as client:
+        eventually(lambda: list(client.run(connected).values()) == [1], "the worker to connect")
 
 
 def test_own_files_and_others_in_one_data_unit(
