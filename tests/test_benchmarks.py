@@ -39,6 +39,23 @@ def test_it_tells_rates_beside_their_baselines():
 
 
 @pytest.mark.cluster
+def test_it_tells_what_units_cost_a_scheduler_whose_workers_are_only_names():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.scheduler", "--pilots", "2", "--workers", "4", "--units", "1100", "--json"],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    assert (row["pilots"], row["workers"], row["units"]) == (2, 4, 1100)
+    assert 0 < row["own_us"] < row["us"]
+    assert 0 < row["own_join_ms"] < row["join_ms"]
+    assert 0 < row["nbytes"] < 10_000
+
+
+@pytest.mark.cluster
 @pytest.mark.s3
 def test_it_tells_how_files_move_beside_their_baselines(tmp_path: Path):
     if not Path(sys.executable).with_name("weed").exists() and shutil.which("weed") is None:
