@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 
 from dpilot import (
@@ -146,7 +147,8 @@ def test_what_mpirun_cannot_do_is_said(pcs: PilotComputeService, shell: Shell, t
 def test_two_gangs_that_each_need_all_slots(
     pcs: PilotComputeService, cds: ComputeDataService, shell: Shell, tmp_path: Path
 ) -> None:
-    pilot = start(pcs, tmp_path / "work", 3, threads_per_worker=2)
+    with dask.config.set({"dpilot.unit.grace-period": "0.5 s"}):
+        pilot = start(pcs, tmp_path / "work", 3, threads_per_worker=2)
     token = uuid.uuid4().hex
     environment = {"RANKS": token}
     # Ranks that do not heed SIGTERM at once, with children.
