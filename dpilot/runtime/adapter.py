@@ -47,6 +47,7 @@ __all__ = [
     "call_from_worker",
     "call_in_loop",
     "cancel",
+    "come_again",
     "computed",
     "connection_args",
     "contact_of",
