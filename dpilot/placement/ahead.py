@@ -214,6 +214,9 @@ class Ahead:
         tail_s, run_s = place.tail_s(runtimes), runtimes.expected_s(kind)
         if tail_s == inf:
             return inf
+        if len(place.pilots) <= _MOST_PILOTS:  # those that have yet to come may never do
+            here = sum(pilot.slots.open for pilot in place.pilots.values())
+            tail_s *= place.slots / here if here else 1.0
         if runtimes.known_s(kind) is None and run_s:
             tail_s *= runtimes.shown_s(kind, now) / run_s
             run_s = runtimes.shown_s(kind, now)

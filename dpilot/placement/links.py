@@ -275,10 +275,10 @@ class Links:
     def has_room(self, source: Site, target: Site) -> bool:
         """Whether one more transfer at a time would make use of what those under way leave.
 
-        One, over a link of which nothing is known. Inside of a datacenter there is room.
+        One, over a link of which nothing is known. Inside of a datacenter there is room, once that was tried.
         """
         link = self._link(source, target)
-        if not link.ways:
+        if link.distance is Distance.SAME_MACHINE or (not link.ways and link.alone is not None):
             return True
         if link.alone is None:
             most = 1

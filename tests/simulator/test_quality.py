@@ -1,0 +1,56 @@
+"""How good the placement is: makespans and bytes beside a bound and a plan, in simulated time, so always the same."""
+
+import dataclasses
+
+import pytest
+
+from dpilot.simulator import Link, Pilot, Scenario, Uplink, lower_bound, make_plan, simulate
+from dpilot.simulator.workloads import WORKLOADS, hotspot, nocompute, uniform
+
+MIB = 2**20
+
+
+def far_away(scenario: Scenario) -> Scenario:
+    """The same with messages that take 28 ms each way."""
+    return scenario.replace(pilots=tuple(dataclasses.replace(pilot, delay_s=0.028) for pilot in scenario.pilots))
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "most_mib"),
+    [("uniform", 1.15, 0), ("zipf", 1.45, 28), ("pairs", 1.45, 80), ("nocompute", 1.15, 36), ("hotspot", 1.25, 48)],
+)
+def test_a_workload_takes_little_longer_than_its_plan(name, most, most_mib):
+    scenario = far_away(WORKLOADS[name]())
+    result = simulate(scenario, "dpilot")
+    _, plan = make_plan(scenario, evaluations=100, begin_with=[result])
+    assert result.makespan_s <= most * plan.makespan_s
+    assert result.far_nbytes + sum(result.wasted_nbytes) <= most_mib * MIB
+
+
+def test_nothing_crosses_before_anything_is_known_of_run_times():
+    assert simulate(far_away(uniform()), "dpilot").far_nbytes == 0
+
+
+def test_each_data_unit_goes_once_from_where_no_worker_is():
+    scenario = far_away(nocompute())
+    there = sum("store-us" in data.replicas for data in scenario.data)
+    assert simulate(scenario, "dpilot").far_nbytes == there * 4 * MIB
+
+
+def test_a_slow_link_of_which_nothing_is_known_is_not_trusted_with_all_slots():
+    scenario = hotspot(bandwidth=1.25e6)
+    assert simulate(scenario, "dpilot").makespan_s <= 1.2 * lower_bound(scenario).makespan_s
+
+
+def test_what_waits_for_a_link_that_turned_slow_goes_elsewhere():
+    base = hotspot()
+    slow = base.replace(uplinks=(*base.uplinks, Uplink("eu", 1e6, 1e6, from_s=1.0)))
+    assert simulate(slow, "dpilot").makespan_s < 1.05 * simulate(slow, "labels").makespan_s
+    slow = base.replace(links=(*base.links, Link(1e6, 0.08, ("eu", "us"), from_s=1.0)))
+    assert simulate(slow, "dpilot").makespan_s < simulate(slow, "labels").makespan_s
+
+
+def test_a_pilot_that_is_announced_and_does_not_come_is_not_counted_on():
+    base = hotspot()
+    late = base.replace(pilots=(*base.pilots, Pilot("late", 8, "eu", "eu", submitted_s=0.0, arrives_s=20.0)))
+    assert simulate(late, "dpilot").makespan_s <= 1.5 * simulate(base, "dpilot").makespan_s
