@@ -22,6 +22,7 @@ from dpilot import (
     DataError,
     DataUnit,
     PilotCompute,
+    PilotComputeService,
     PilotData,
     PilotDataService,
     StateError,
