@@ -107,14 +107,15 @@ class Pilot:
 
     def view(self, now: float) -> PilotView:
         """What the policy sees of it."""
-        if self._view is None or self._view[0] != self.stamp or self.ends_at is not None:
+        seen = self._view
+        if seen is None or seen[0] != self.stamp or self.ends_at is not None or seen[1].left_s is not None:
             left_s = None if self.ends_at is None else self.ends_at - now
             slots = self.slots
             view = PilotView(
                 self.name, self.site, self.declared, slots.idle, slots.backlog_s, self.memory_nbytes, self.gpus, left_s
             )
-            self._view = self.stamp, view
-        return self._view[1]
+            self._view = seen = self.stamp, view
+        return seen[1]
 
     def changed(self) -> None:
         """Take in that its slots, or what they hold, have changed."""
