@@ -150,7 +150,7 @@ class Coordinator:
         record.runnable = True
         if record.life.state is State.Done:
             # Its result was lost with its worker. A small one is in the record, and a program must not run twice.
-            if record.life.state is State.Done and record.recompute and record.result is None:
+            if record.recompute and record.result is None:
                 self._enqueue(record)
             else:
                 del self._unit_of[task.key]
