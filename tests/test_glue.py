@@ -17,6 +17,7 @@ from distributed import Client, Worker
 from dpilot import ComputeDataService, PilotComputeService, PilotDataService, State, UnitCanceledError
 from dpilot.errors import StateError
 from dpilot.placement import Site
+from dpilot.runtime.wire import Wire
 from tests import units
 from tests.helpers import LONG_S, Gate, lines, reach, start, workers
 from tests.in_process import GATES, POOL, RAN, SERVICE, Cluster, Unit, eventually, fails, hold, ran, started
@@ -44,6 +45,12 @@ def file_gate(tmp_path: Path) -> Iterator[Gate]:
     gate = Gate(tmp_path / "gate")
     yield gate
     gate.open()
+
+
+async def test_a_process_that_was_a_worker_connects_by_dasks_configuration_again(tmp_path: Path) -> None:
+    async with started(tmp_path):
+        assert Wire.connection_args is not None  # of a worker, so its security
+    assert Wire.connection_args is None
 
 
 # -- Client.restart()

@@ -50,7 +50,7 @@ class Wire:
     _lock: ClassVar[threading.Lock] = threading.Lock()
     _here: ClassVar[Wire | None] = None
     _forked: ClassVar[list[Wire]] = []
-    #: In a worker: with what it connects to others. Elsewhere Dask's configuration says it.
+    #: While this process is a worker: with what it connects to others. Else Dask's configuration says it.
     connection_args: ClassVar[Mapping[str, Any] | None] = None
 
     def __init__(self) -> None:

@@ -286,7 +286,7 @@ class UnitPlugin(WorkerPlugin):
     def teardown(self, worker: Worker) -> None:
         """Dask calls this when the worker ends."""
         if type(self)._here is self:
-            type(self)._here = None
+            type(self)._here = Wire.connection_args = None
         self.host.close()
         if "carrier" in self.__dict__:
             self.carrier.close()
