@@ -48,7 +48,8 @@ def file_gate(tmp_path: Path) -> Iterator[Gate]:
 
 
 async def test_a_process_that_was_a_worker_connects_by_dasks_configuration_again(tmp_path: Path) -> None:
-    async with started(tmp_path):
+    async with started(tmp_path) as cluster:
+        await cluster.pilot("pc-1")
         assert Wire.connection_args is not None  # of a worker, so its security
     assert Wire.connection_args is None
 
