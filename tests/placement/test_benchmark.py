@@ -1,5 +1,6 @@
-"""The benchmark of the matcher runs, and tells what it promises."""
+"""The benchmarks of the placement run, and tell what they promise."""
 
+from benchmarks import makespan
 from benchmarks.placement import SHAPES, Case, measure
 
 
@@ -10,3 +11,11 @@ def test_every_shape_is_measured_beside_its_baselines():
         assert rows[0]["placed"] == rows[2]["placed"] == 60
         assert all(row["us"] >= 0 for row in rows)
         assert 0 < rows[0]["nbytes"] < 4000
+
+
+def test_a_case_is_measured_beside_bound_plan_and_other_policies():
+    found = makespan.measure(makespan.CASES["uniform"], [1], evaluations=8)
+    assert 1.0 <= found["bound"] < 2.0
+    assert found["mb"] == 0
+    assert found["plan"] == found["worst"]
+    assert found["other"] is not None
