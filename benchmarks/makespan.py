@@ -1,8 +1,8 @@
 """Makespan and bytes of dpilot's placement, in simulated time: beside a bound, a plan, and other policies.
 
-``python -m benchmarks.makespan`` prints a line for each case: the medians, and the worst, over several seeds. ``plan`` is
-the best that a search with perfect knowledge has found (none for large cases), which needs no messages while all others
-do; ``MB`` is what crossed between datacenters.
+``python -m benchmarks.makespan`` prints a line for each case: the medians, and the worst, over several seeds. ``plan``
+is the best that a search with perfect knowledge has found (none for large cases), which needs no messages while all
+others do; ``MB`` is what crossed between datacenters.
 """
 
 from __future__ import annotations

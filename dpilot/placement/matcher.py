@@ -390,7 +390,9 @@ class Matcher(Fleet):
                 self.mark(queue)  # if the line has left, for the next one
                 continue
             pilot = self.taker(queue.place, waiting, queue, now)
-            if pilot is not None:
+            if pilot is not None and self._spreads(line, queue.place, pilot):
+                self._spill.wait(queue, waiting)  # till there is another replica
+            elif pilot is not None:
                 bindings.append(self.bind(waiting, pilot, now))
                 self.mark(queue)
             elif self._outlasts(queue, line, now):
@@ -399,6 +401,16 @@ class Matcher(Fleet):
             else:
                 self._wait(queue, waiting, now)
         return True
+
+    def _spreads(self, line: Line, place: Place, pilot: Pilot) -> bool:
+        """Whether an input is on its way to so many machines of a line's home that this one should wait for theirs."""
+        if place.site.machine is not None or pilot.site.machine is None or not line.request.inputs:
+            return False
+        transit, site = self.transit, pilot.site
+        return bool(len(transit)) and any(
+            site not in view.sites and transit.left_s(view.id, site, 0.0) is None and not transit.has_room(view, site)
+            for view in self.views(line.request)
+        )
 
     def taker(self, place: Place, waiting: Waiting, queue: Queue | None, now: float) -> Pilot | None:
         """The pilot of a place that should take a unit now; `queue`: the one that it stands in, if that is its home."""

@@ -119,14 +119,12 @@ class Spill:
 
     def _must_wait(self, head: Waiting, views: Sequence[InputView], site: Site) -> bool:
         """Whether the data of a unit has to be at a site before it is, or its ways to there are full."""
-        matcher, links = self._matcher, self._matcher.policy.links
+        matcher, transit = self._matcher, self._matcher.transit
         far = is_far(views, site)
         if far and matcher.ahead and site.machine is not None and not head.line.is_late and head.line.need.slots == 1:
             return True
         return not all(
-            matcher.transit.left_s(view.id, site, 0.0) is not None or links.has_room(source, site)
-            for view in views
-            if (source := view.source(site, links)) is not None
+            transit.left_s(view.id, site, 0.0) is not None or transit.has_room(view, site) for view in views
         )
 
     def _may_take(self, pilot: Pilot, head: Waiting, now: float) -> bool:

@@ -15,6 +15,12 @@ __all__ = ["Transit"]
 _LATE = 2.0
 #: One that takes so many times longer is overdue: what waits for it may go elsewhere.
 _OVERDUE = 4.0
+#: Replicas that cost so little more than the cheapest one are as good.
+_ALIKE = 1.01
+#: To so many machines at a time a replica is brought: from a machine, and from a store that is none. More of them wait
+#: for the next replicas, unless that is soon over.
+_MOST_SERVED, _MOST_STORED = 2, 8
+_SOON_S = 0.1
 
 
 class _Way:
@@ -44,6 +50,7 @@ class Transit:
         self._ways: dict[tuple[str, Site], _Way] = {}
         self._of: dict[str, list[tuple[str, Site]]] = {}
         self._looks: list[tuple[float, int, tuple[str, Site], _Way]] = []  # a heap: when to see how one gets on
+        self._served: dict[tuple[str, Site], int] = {}  # by data unit and source: how many machines it is brought to
         self._count = 0
 
     def __len__(self) -> int:
@@ -55,16 +62,17 @@ class Transit:
         for view in views:
             if site.machine is not None and site in view.sites:
                 continue
-            source = view.source(site, self._links)
-            if source is None or source.distance(site) is Distance.SAME_MACHINE:
-                continue
             key = view.id, site
             way = self._ways.get(key)
             if way is None:
+                source = self._source(view, site)
+                if source is None or source.distance(site) is Distance.SAME_MACHINE:
+                    continue
                 seconds = self._links.transfer_s(source, site, view.nbytes, view.n_files)
                 overdue_s = _OVERDUE * seconds * self._links.doubt(source, site)
                 way = self._ways[key] = _Way(view, source, now, seconds, overdue_s)
                 self._links.begin(source, site)
+                self._served[view.id, source] = self._served.get((view.id, source), 0) + 1
                 self._look_at(now + _LATE * seconds, key, way)
             way.units += 1
             keys.append(key)
@@ -83,6 +91,40 @@ class Transit:
                 del self._ways[key]
                 self.ended += 1
                 self._links.end(way.source, key[1])
+                served = key[0], way.source
+                self._served[served] -= 1
+                if not self._served[served]:
+                    del self._served[served]
+
+    def _source(self, view: InputView, site: Site) -> Site | None:
+        """Where to bring a data unit from: of the replicas that cost least, the one that serves the fewest others."""
+        if len(view.sites) <= 1 or not self._served:
+            return view.source(site, self._links)
+        costs = [self._links.transfer_s(source, site, view.nbytes, view.n_files) for source in view.sites]
+        least = min(costs) * _ALIKE
+        alike = [source for source, cost in zip(view.sites, costs, strict=True) if cost <= least]
+        return min(alike, key=lambda source: self._served.get((view.id, source), 0))
+
+    def source_of(self, du: str, site: Site) -> Site | None:
+        """Where a data unit that is on its way to a machine comes from; None if it is not on its way there."""
+        way = self._ways.get((du, site))
+        return None if way is None else way.source
+
+    def has_room(self, view: InputView, site: Site) -> bool:
+        """Whether a data unit can be brought to a site now so that it is of use.
+
+        Not if its way is full, nor if all replicas that are near serve others: it will come sooner from one of those
+        that these make. So what all machines want spreads from one to the next, and not from one source to all.
+        """
+        source = self._source(view, site)
+        if source is None:
+            return True
+        if not self._links.has_room(source, site):
+            return False
+        served = self._served.get((view.id, source), 0)
+        if served < (_MOST_STORED if source.machine is None else _MOST_SERVED) or source.distance(site) is not Distance.SAME_DATACENTER:
+            return True
+        return served * self._links.transfer_s(source, site, view.nbytes, view.n_files, alone=True) < _SOON_S
 
     def needs(self, unit: str) -> bool:
         """Whether something is on its way for `unit`."""

@@ -91,8 +91,11 @@ class Placement(Protocol):
     def transferred(self, source: Site, target: Site, nbytes: int, seconds: float) -> None:
         """A data unit was brought from one site to another, in so many seconds, latency included."""
 
-    def source(self, sources: Sequence[Site], target: Site) -> int:
-        """Which of several replicas to bring a data unit from: the index of its site."""
+    def source(self, data: int, sources: Sequence[Site], target: Site) -> int:
+        """Which of several replicas to bring a data unit from: the index of its site. All are equally near.
+
+        Those come first of which the busiest part of their way serves the fewest others.
+        """
 
     def decide(self, now: float) -> Orders:
         """What is to be done now."""

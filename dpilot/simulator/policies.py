@@ -102,7 +102,7 @@ class Base:
     def transferred(self, source: Site, target: Site, nbytes: int, seconds: float) -> None:
         pass
 
-    def source(self, sources: Sequence[Site], target: Site) -> int:
+    def source(self, data: int, sources: Sequence[Site], target: Site) -> int:
         return 0
 
     def may_run(self, unit: Unit) -> list[int]:

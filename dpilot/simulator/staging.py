@@ -235,10 +235,9 @@ class Staging:
         nearest = min(site.distance(target) for site in sites)
         sites = [site for site in sites if site.distance(target) == nearest]
         if self._peers and nearest is not Distance.SAME_MACHINE:
-            # Peers that serve others already are left to them: so a data unit spreads like a rumour.
-            load = [self._network.active(site, target) for site in sites]
-            sites = [site for site, n in zip(sites, load, strict=True) if n == min(load)]
-        return sites[0] if len(sites) == 1 else sites[self._policy.source(sites, target)]
+            # Peers that serve others already come last: so a data unit spreads like a rumour.
+            sites.sort(key=lambda site: self._network.active(site, target))
+        return sites[0] if len(sites) == 1 else sites[self._policy.source(data, sites, target)]
 
     def _brought(self, bringing: Bringing, now: float) -> None:
         machine, data = bringing.machine, bringing.data
