@@ -1,6 +1,6 @@
 """Files, and where they are: names, manifests, stores, and verified copies between them. Knows fsspec, not Dask."""
 
-from dpilot.data.cache import Cache
+from dpilot.data.cache import Cache, entry_name, is_entry
 from dpilot.data.checksum import Hasher
 from dpilot.data.manifest import FileEntry, Manifest
 from dpilot.data.names import check_name, check_pattern, collect
@@ -28,8 +28,10 @@ __all__ = [
     "copy_files",
     "copy_unit",
     "download",
+    "entry_name",
     "expand_sources",
     "fetch",
+    "is_entry",
     "link_files",
     "stage_in",
     "stage_out",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,9 @@ from dpilot.data.checksum import Hasher
 from dpilot.data.manifest import Manifest
 from dpilot.errors import StoreFullError
 
-__all__ = ["Cache", "Cached"]
+__all__ = ["Cache", "Cached", "entry_name", "is_entry"]
+
+_ENTRY = re.compile(r"(?P<du>[A-Za-z0-9][A-Za-z0-9._-]*)@[0-9a-f]+@[0-9]+")
 
 
 class Cached(NamedTuple):
@@ -71,7 +74,7 @@ class Cache:
             If the data unit is larger than what the cache may hold beside what is in use.
         """
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        entry = self.root / _entry(manifest)
+        entry = self.root / entry_name(manifest)
         lock = os.open(self.root / f"{entry.name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             brought = False
@@ -92,7 +95,7 @@ class Cache:
 
     def find(self, manifest: Manifest) -> Path | None:
         """The directory with the files of a data unit, if it is here now. A file that is opened at once stays open."""
-        entry = self.root / _entry(manifest)
+        entry = self.root / entry_name(manifest)
         try:
             os.utime(entry)  # it was of use
         except OSError:
@@ -101,7 +104,7 @@ class Cache:
 
     def discard(self, manifest: Manifest) -> None:
         """Throw a data unit out, for it is damaged. Who uses it keeps what it has."""
-        entry = self.root / _entry(manifest)
+        entry = self.root / entry_name(manifest)
         with suppress(FileNotFoundError):
             _remove(entry)
 
@@ -162,7 +165,13 @@ def _remove(entry: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def _entry(manifest: Manifest) -> str:
+def is_entry(name: str, du: str) -> bool:
+    """Whether a name, which came from elsewhere, is that of an entry of a data unit."""
+    found = _ENTRY.fullmatch(name)
+    return found is not None and found["du"] == du
+
+
+def entry_name(manifest: Manifest) -> str:
     """The name of a data unit's entry: its id, what is in it now, and the bytes that it takes."""
     hasher = Hasher()
     for file in manifest.files:

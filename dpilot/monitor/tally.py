@@ -87,13 +87,18 @@ def summary(account: Account) -> list[Row]:
 _NBYTES = ("local_bytes", "same_datacenter_bytes", "cross_datacenter_bytes")
 
 
+def _sites(account: Account) -> dict[str, Site]:
+    """Where data came from: stores, and pilots, whose machines' caches have some."""
+    return {pilot.id: pilot.site for pilot in account.pilots} | {store.id: store.site for store in account.stores}
+
+
 def nbytes(account: Account) -> list[Row]:
     """Bytes of input by how far they came: as it was, and as expected of a data-blind placement.
 
     What was brought ahead of units and never read counts as moved.
     """
     seen = [sum(column) for column in zip(*(unit.nbytes for unit in account.units), strict=True)] or [0, 0, 0]
-    site_of = {store.id: store.site for store in account.stores}
+    site_of = _sites(account)
     for had in account.unread:
         if had.store in site_of:
             seen[site_of[had.store].distance(had.site)] += had.nbytes
@@ -187,7 +192,7 @@ def _here_s(pilot: PilotTold, began: float, ended: float) -> float:
 def matrix(account: Account) -> list[Row]:
     """Where data lay, and where the units ran that read it: runs and bytes."""
     nbytes = {data.id: data.nbytes for data in account.data}
-    data_at = {store.id: site_name(store.site) for store in account.stores}
+    data_at = {source: site_name(site) for source, site in _sites(account).items()}
     ran_at = {pilot.id: site_name(pilot.site) for pilot in account.pilots}
     cells: defaultdict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
     for unit in account.units:
@@ -303,7 +308,7 @@ def failures(account: Account) -> list[Row]:
 
 def links(account: Account) -> list[Row]:
     """What was copied between sites, for units and from store to store."""
-    site_of = {store.id: store.site for store in account.stores}
+    site_of = _sites(account)
     at = {pilot.id: pilot.site for pilot in account.pilots}
     sums: defaultdict[tuple[str, str], list[float]] = defaultdict(lambda: [0, 0, 0.0])
 

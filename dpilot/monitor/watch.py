@@ -142,13 +142,13 @@ class Watch:
         for i, nbytes in enumerate(record.nbytes):
             self._model.input_nbytes[i] += nbytes
         for du, pd in zip(record.request.inputs, record.read, strict=True):
-            data, store = records.data.get(du), records.stores.get(pd)
-            if store is not None and data is not None and data.manifest is not None:
-                self._model.read(site_name(store.site), pilot.site, data.manifest.nbytes)
+            data, source = records.data.get(du), records.stores.get(pd) or records.pilots.get(pd)
+            if source is not None and data is not None and data.manifest is not None:
+                self._model.read(site_name(source.site), pilot.site, data.manifest.nbytes)
         for _, pd, nbytes, seconds, _ in record.brought:
-            store = records.stores.get(pd)
-            if store is not None:
-                link = self._model.link(*link_name(store.site, pilot.site))
+            source = records.stores.get(pd) or records.pilots.get(pd)
+            if source is not None:
+                link = self._model.link(*link_name(source.site, pilot.site))
                 link.nbytes += nbytes
                 link.since += nbytes
                 link.seconds.add(seconds)

@@ -123,9 +123,7 @@ class Spill:
         far = is_far(views, site)
         if far and matcher.ahead and site.machine is not None and not head.line.is_late and head.line.need.slots == 1:
             return True
-        return not all(
-            transit.left_s(view.id, site, 0.0) is not None or transit.has_room(view, site) for view in views
-        )
+        return not all(transit.left_s(view.id, site, 0.0) is not None or transit.has_room(view, site) for view in views)
 
     def _may_take(self, pilot: Pilot, head: Waiting, now: float) -> bool:
         matcher, request = self._matcher, head.line.request

@@ -122,7 +122,8 @@ class Transit:
         if not self._links.has_room(source, site):
             return False
         served = self._served.get((view.id, source), 0)
-        if served < (_MOST_STORED if source.machine is None else _MOST_SERVED) or source.distance(site) is not Distance.SAME_DATACENTER:
+        most = _MOST_STORED if source.machine is None else _MOST_SERVED
+        if served < most or source.distance(site) is not Distance.SAME_DATACENTER:
             return True
         return served * self._links.transfer_s(source, site, view.nbytes, view.n_files, alone=True) < _SOON_S
 

@@ -65,8 +65,8 @@ class UnitTold(NamedTuple):
 
     ``program`` is the executable, None of a Python function; ``ready`` when all that it reads, and takes of other
     units, was there; ``bound`` when its last attempt was sent to a worker; ``nbytes`` of input by the distance it came
-    from; ``read`` the store that each of its inputs came from; ``brought`` what was copied to its machine: data unit,
-    store, bytes, seconds, and when that began.
+    from; ``read`` the store that each of its inputs came from, or the pilot whose machine's cache had it; ``brought``
+    what was copied to its machine: data unit, store or pilot, bytes, seconds, and when that began.
     """
 
     id: str

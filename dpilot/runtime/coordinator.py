@@ -33,7 +33,9 @@ from dpilot.errors import (
 from dpilot.placement import Copying, Distance, Site
 from dpilot.runtime import adapter
 from dpilot.runtime.ahead import Bring, Bringing
+from dpilot.runtime.caches import Caches
 from dpilot.runtime.catalogue import Catalogue
+from dpilot.runtime.jobs import Discard
 from dpilot.runtime.matching import make_matcher
 from dpilot.runtime.observers import Observers
 from dpilot.runtime.records import DataRecord, PilotRecord, Record, Records, ServiceRecord, StoreRecord, UnitRecord
@@ -80,6 +82,7 @@ class Coordinator:
         self._bringing = Bringing()
         self._brought: dict[tuple[str, Site], Brought] = {}  # ahead of units, of which none has read it yet
         self.catalogue = Catalogue(scheduler, self.records, self.matcher, self)
+        self.caches = Caches(self.records, self.catalogue.view)
         self._jobs: dict[str, tuple[str, asyncio.Future[Any]]] = {}  # worker, and who waits
         self.observers = Observers()
         self.observers.begin(self)
@@ -366,14 +369,27 @@ class Coordinator:
         return answer
 
     def _replicas(self, data: DataRecord, site: Site, reader: str | None) -> list[Replica]:
-        """Those of a data unit, nearest first, as a worker at a site sees them."""
-        stores = [self._store(pd) for pd in data.replicas]
-        stores.sort(key=lambda store: (self.matcher.policy.links.rank(store.site, site), store.id))
-        return [self._replica(store, site, reader) for store in stores]
+        """Those of a data unit as a worker at a site sees them: the one that is counted on, then the nearest.
 
-    def _replica(self, store: StoreRecord, site: Site, worker: str | None) -> Replica:
-        distance = int(store.site.distance(site))
-        return Replica(store.id, self.catalogue.place(store.id, worker), distance, _may_link(store.site, site))
+        What the worker sees as local files comes first: it is not moved at all.
+        """
+        links, counted_on = self.matcher.policy.links, self.matcher.transit.source_of(data.id, site)
+        found: list[tuple[Any, Replica]] = []
+        for store in map(self._store, data.replicas):
+            place, may_link = self.catalogue.place(store.id, reader), _may_link(store.site, site)
+            is_seen = may_link and reader in store.hosts
+            order = not is_seen, store.site != counted_on, links.rank(store.site, site), store.id
+            found.append((order, Replica(store.id, place, int(store.site.distance(site)), may_link)))
+        assert data.manifest is not None
+        for pilot, at, place in self.caches.sources(data, data.manifest, site, counted_on):
+            order = True, at != counted_on, links.rank(at, site), pilot
+            found.append((order, Replica(pilot, place, int(at.distance(site)), False)))
+        return [replica for _, replica in sorted(found, key=lambda one: one[0])]
+
+    def _source_site(self, source: str) -> Site | None:
+        """The site of a store, or of the machine whose cache a pilot stands for."""
+        record = self.records.stores.get(source) or self.records.pilots.get(source)
+        return None if record is None else record.site
 
     async def _bring(self, copy: Copying) -> None:
         """Have a data unit brought to a machine ahead of the units that will read it there."""
@@ -399,22 +415,20 @@ class Coordinator:
 
     def _learn_of(self, data: DataRecord, site: Site, brought: Brought | None) -> None:
         """Take in what was brought to the cache of a site, if it was not there already."""
-        data.cached.add(site)
+        self.caches.add(data, site)
         if brought is None:
             return
-        store = self.records.stores.get(brought.pd)
-        if store is not None:
+        source = self._source_site(brought.pd)
+        if source is not None:
             n_files = len(data.manifest.files) if data.manifest is not None else 1
-            self.matcher.policy.links.observe(store.site, site, brought.nbytes, brought.seconds, n_files)
+            self.matcher.policy.links.observe(source, site, brought.nbytes, brought.seconds, n_files)
         self._brought[data.id, site] = brought
         self._evicted(brought.evicted, site)
 
     def _evicted(self, dus: Iterable[str], site: Site) -> None:
         """The cache of a site has data units no more."""
         for du in dus:
-            if du in self.records.data:
-                self.records.data[du].cached.discard(site)
-                self.catalogue.view(self.records.data[du])
+            self.caches.drop(du, site)
 
     def _tell_begun(self) -> None:
         begun, self._begun = self._begun, []
@@ -437,19 +451,17 @@ class Coordinator:
                 nbytes_from[0] -= had.nbytes
                 nbytes_from[had.distance] += had.nbytes
         record.nbytes = tuple(nbytes_from)
-        stores, read = self.records.stores, details["read"]
-        found = (stores.get(read.get(du, "")) for du in record.request.inputs)
-        record.read = tuple("" if store is None else store.id for store in found)
+        found = (details["read"].get(du, "") for du in record.request.inputs)
+        record.read = tuple("" if self._source_site(source) is None else source for source in found)
         record.brought = (*details["transfers"], *early)
         self.observers.staged(record)
         for du, pd, nbytes, seconds, _ in details["transfers"]:
-            store, data = stores.get(pd), self.records.data.get(du)
-            if store is not None:
+            source, data = self._source_site(pd), self.records.data.get(du)
+            if source is not None:
                 n_files = len(data.manifest.files) if data is not None and data.manifest is not None else 1
-                self.matcher.policy.links.observe(store.site, pilot.site, nbytes, seconds, n_files)
-            if data is not None and pilot.site.machine is not None:
-                data.cached.add(pilot.site)
-                self.catalogue.view(data)
+                self.matcher.policy.links.observe(source, pilot.site, nbytes, seconds, n_files)
+            if data is not None:
+                self.caches.add(data, pilot.site)
         self._evicted(details["evicted"], pilot.site)
 
     # ---------------------------------------------------------------- data units
@@ -504,9 +516,18 @@ class Coordinator:
 
     def suspect(self, du: str, pd: str) -> None:
         """A unit found a replica damaged: have it read through, and made anew."""
-        data = self.records.data.get(du)
+        data, pilot = self.records.data.get(du), self.records.pilots.get(pd)
         if data is not None and pd in data.replicas:
             self.catalogue.verify(data, pd, repair=True)
+        elif data is not None and pilot is not None:  # its machine's cache has something wrong, or nothing by now
+            self.caches.drop(du, pilot.site)
+            self._in_background(self._discard(data, pilot))
+
+    async def _discard(self, data: DataRecord, pilot: PilotRecord) -> None:
+        worker = min(pilot.workers, default=None)
+        if worker is not None and data.manifest is not None:
+            with suppress(PilotError):
+                await self.have_done(worker, Discard(data.manifest))
 
     def _written(self, data: DataRecord, writer: UnitRecord) -> None:
         data.writers.discard(writer.id)

@@ -19,12 +19,13 @@ from typing import Any, TypeVar
 from distributed.comm.core import Comm
 from distributed.protocol.serialize import to_serialize
 
-from dpilot.data import Store, check_name
+from dpilot.data import Cache, Store, check_name, is_entry
 from dpilot.data.local import LocalLocation
 from dpilot.data.location import Location
 from dpilot.data.manifest import check_unit
 from dpilot.data.names import MANIFEST, MARKER, TEMPORARY, is_within
 from dpilot.errors import PilotError, StoreError
+from dpilot.runtime.places import CACHE
 from dpilot.runtime.wire import bad, good
 
 __all__ = ["Host"]
@@ -42,9 +43,16 @@ _MAX_NBYTES = 16 * 1024 * 1024
 
 
 class Host:
-    """Answers the requests; :meth:`answer` is the handler of the worker."""
+    """Answers the requests; :meth:`answer` is the handler of the worker.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    cache : callable
+        Gives the machine's cache, of which files may be read.
+    """
+
+    def __init__(self, cache: Callable[[], Cache]) -> None:
+        self._cache = cache
         self._stores: dict[str, dict[str, Store]] = {}  # by the store's id, then by the pilot data's
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="dpilot-host")
         self._uploads = asyncio.Semaphore(_MAX_UPLOADS)
@@ -99,6 +107,8 @@ class Host:
 
     def _find(self, id: str, place: str, change: bool = False) -> Location:
         """The place, if it is one that is served."""
+        if id.startswith(CACHE):
+            return self._find_kept(id.removeprefix(CACHE), place, change)
         stores = self._stores.get(id)
         if not stores:
             raise StoreError(f"store {id} is not served here: the scheduler has not told this worker of it")
@@ -115,6 +125,17 @@ class Host:
         if isinstance(root, LocalLocation) and not is_within(Path(found.path), root.local):
             raise StoreError(f"{found.url} leads out of its store by a link; remove the link", url=found.url)
         return found
+
+    def _find_kept(self, entry: str, place: str, change: bool) -> Location:
+        """The place in the machine's cache."""
+        unit, _, name = place.partition("/")
+        check_name(name)
+        if change or not is_entry(entry, unit):
+            raise StoreError(f"{place!r} is nothing that a cache gives to others")
+        root = self._cache().root / entry
+        if not is_within(root / name, root):
+            raise StoreError(f"{name!r} of {unit} leads out of the cache by a link")
+        return LocalLocation("file", f"file://{root}/{name}", str(root / name))
 
     def _call(self, what: str, id: str, place: str, details: dict[str, Any]) -> Any:
         if what not in _LOOKS | _CHANGES:

@@ -15,7 +15,7 @@ from dpilot import config
 from dpilot.data import Cache, Manifest, Retry, Source, Store, copy_unit, upload, verify
 from dpilot.runtime.places import Place
 
-__all__ = ["Copy", "Fetch", "Job", "Open", "Remove", "Setting", "Verify", "open_store", "terms"]
+__all__ = ["Copy", "Discard", "Fetch", "Job", "Open", "Remove", "Setting", "Verify", "open_store", "terms"]
 
 
 class Setting(Protocol):
@@ -120,6 +120,17 @@ class Remove:
     def run(self, setting: Setting) -> None:
         """Do it."""
         setting.reach(self.source).remove(self.du)
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Throw out of the machine's cache what was found to be wrong."""
+
+    manifest: Manifest
+
+    def run(self, setting: Setting) -> None:
+        """Do it."""
+        setting.cache().discard(self.manifest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,10 @@ from typing import NamedTuple
 
 from dpilot.data import Store
 
-__all__ = ["Place"]
+__all__ = ["CACHE", "Place"]
+
+#: What the cache of a machine has of a data unit is reached as a store whose id begins so; the entry's name follows.
+CACHE = "cache:"
 
 
 class Place(NamedTuple):

@@ -237,7 +237,7 @@ class UnitRecord(Record):
         self.decision: Decision | None = None
         self.nbytes = (0, 0, 0)  # of input, by the distance they were read from
         self.staged_s = 0.0  # how long that took
-        self.read: tuple[str, ...] = ()  # the store that each input came from; cached ones did so long ago, perhaps
+        self.read: tuple[str, ...] = ()  # where each input came from: a store, or a pilot (its machine's cache)
         #: Of what was copied to its machine: data unit, store, bytes, seconds, and when that began.
         self.brought: tuple[tuple[str, str, int, float, float], ...] = ()
         self.result: bytes | None = None

@@ -187,7 +187,7 @@ class UnitPlugin(WorkerPlugin):
         self._directory: str | None = None
         self._lock = threading.Lock()
         self._expected: dict[str, dict[str, Any]] = {}  # of units that are on their way here: inputs, GPUs
-        self.host = Host()
+        self.host = Host(lambda: self.cache)
         adapter.take_orders(worker, self.take_order)
         adapter.answer_requests(worker, self.host.answer)
         adapter.answer_gangs(worker, self.attend)

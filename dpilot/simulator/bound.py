@@ -140,7 +140,7 @@ def _unit_bound(scenario: Scenario) -> float:
             if du in writers:
                 homes += every_store
             if scenario.peers:
-                homes += tuple(sites)
+                homes += tuple(site for site in sites if site.machine is not None and site != target)
             there[du, target] = written_s[du] + ways.transfer_s(numbers[du], homes, target)
         return there[du, target]
 

@@ -257,7 +257,7 @@ class Scenario:
     seed: int = 0
     cache_nbytes: int = 10_000_000_000
     files_at_once: int = 8
-    peers: bool = False
+    peers: bool = True
 
     def __post_init__(self) -> None:
         from dpilot.simulator.checks import check

@@ -124,6 +124,7 @@ class Staging:
         ]
         self._cached: list[dict[Site, None]] = [{} for _ in scenario.data]
         self._machines: dict[object, Machine] = {}
+        self._here: dict[int, Machine] = {}  # where the pilots are that are here
         self._of_pilot: list[dict[Bringing, None]] = [{} for _ in scenario.pilots]
         self.copied = [0, 0, 0]  # bytes that were brought ahead of units, by distance
         self.wasted = [0, 0, 0]  # bytes of transfers that were broken off
@@ -136,7 +137,12 @@ class Staging:
         key: object = site if site.machine is not None else pilot
         if key not in self._machines:
             self._machines[key] = Machine(site, self._limit_nbytes)
-        return self._machines[key]
+        machine = self._here[pilot] = self._machines[key]
+        for data in machine.kept if machine.is_labelled else ():
+            if machine.site not in self._cached[data]:
+                self._cached[data][machine.site] = None
+                self._policy.replica(data, machine.site, True)
+        return machine
 
     # -- in
 
@@ -265,12 +271,21 @@ class Staging:
     def pilot_gone(self, pilot: int) -> None:
         """What a pilot's workers were bringing is not brought; others that wait for it bring it themselves."""
         broken, self._of_pilot[pilot] = self._of_pilot[pilot], {}
+        self._close(pilot)
         for bringing in broken:
             self._break_off(bringing)
         for bringing in broken:
             for attempt in bringing.waiting:
                 if not attempt.is_over:
                     self.stage(attempt)
+
+    def _close(self, pilot: int) -> None:
+        """With the last pilot of a machine goes what could be had of its cache, until another one comes."""
+        machine = self._here.pop(pilot)
+        if machine.is_labelled and machine not in self._here.values():
+            for data in machine.kept:
+                self._cached[data].pop(machine.site, None)
+                self._policy.replica(data, machine.site, False)
 
     # -- out
 

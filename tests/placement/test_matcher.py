@@ -230,3 +230,28 @@ def test_waiting_is_explained():
     assert m.explain("wide").reason == "waits: no pilot can run it (eu: 3 slots are needed, it has 1)"
     assert m.explain("wide").rows[0].reason == "3 slots are needed, it has 1"
     assert m.explain("other") is None
+
+
+def test_what_many_machines_read_goes_to_few_of_them_at_a_time():
+    m = Matcher(Policy(Links()), ahead=True)
+    for number in range(12):
+        m.add_pilot(f"p-{number}", Site("eu", f"m-{number}"), 1)
+        m.add_worker(f"p-{number}", f"w-{number}", 1)
+    m.runtimes.observe("", 60.0)
+    home = Site("eu", "m-0")
+    m.policy.links.observe(home, Site("eu", "m-1"), 100 * MB, 1.0)
+    submit(m, *(f"cu-{number}" for number in range(24)), **reads(m, "du", home, nbytes=1000 * MB))
+    first = bound(m)
+    assert "p-0" in first.values()
+    assert len(first) == 3  # at home, and at two machines to which the one replica is brought
+    there = [unit for unit, pilot in first.items() if pilot != "p-0"]
+    assert {m.transit.source_of("du", Site("eu", first[unit].replace("p", "m"))) for unit in there} == {home}
+    sites = [home, *(Site("eu", first[unit].replace("p", "m")) for unit in there)]
+    for unit in there:
+        m.staged(unit)
+    reads(m, "du", *sites, nbytes=1000 * MB)
+    m.data_changed("du")
+    second = bound(m, now=3.0)
+    assert len(second) == 6  # two from each of three
+    sources = [m.transit.source_of("du", Site("eu", pilot.replace("p", "m"))) for pilot in second.values()]
+    assert {source: sources.count(source) for source in sites} == dict.fromkeys(sites, 2)

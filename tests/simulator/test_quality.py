@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from dpilot.simulator import Link, Pilot, Scenario, Uplink, lower_bound, make_plan, simulate
-from dpilot.simulator.workloads import WORKLOADS, hotspot, nocompute, uniform
+from dpilot.simulator.workloads import WORKLOADS, broadcast, hotspot, nocompute, uniform
 
 MIB = 2**20
 
@@ -54,3 +54,16 @@ def test_a_pilot_that_is_announced_and_does_not_come_is_not_counted_on():
     base = hotspot()
     late = base.replace(pilots=(*base.pilots, Pilot("late", 8, "eu", "eu", submitted_s=0.0, arrives_s=20.0)))
     assert simulate(late, "dpilot").makespan_s <= 1.5 * simulate(base, "dpilot").makespan_s
+
+
+def test_what_all_machines_read_spreads_from_one_to_the_next():
+    scenario = far_away(broadcast(200, 20, nbytes=200 * 10**6))
+    spread, alone = simulate(scenario, "dpilot"), simulate(scenario.replace(peers=False), "dpilot")
+    assert spread.far_nbytes <= 2 * 200 * 10**6
+    assert spread.makespan_s < alone.makespan_s
+    assert spread.makespan_s < 0.5 * simulate(scenario, "labels").makespan_s
+
+
+def test_what_spreads_takes_longer_as_the_logarithm_of_the_machines():
+    few, many = (simulate(broadcast(10 * n, n, nbytes=200 * 10**6), "dpilot").makespan_s for n in (10, 160))
+    assert many < 4 * few
