@@ -136,6 +136,25 @@ async def test_units_of_a_lost_worker_run_elsewhere(cluster: Cluster, gate: str)
     assert unit.pilot == "pc-2"
 
 
+async def test_a_unit_that_waits_for_its_data_is_taken_back_and_one_that_runs_is_not(
+    cluster: Cluster, gate: str
+) -> None:
+    await cluster.pilot("pc-1")
+    unit = cluster.submit(hold, gate, "u")
+    records = cluster.plugin.records.units
+    while unit.id not in records or records[unit.id].worker is None:
+        await asyncio.sleep(0)
+    cluster.plugin._recall([unit.id, "cu-gone"])
+    assert (unit.task.state, unit.task.worker_restrictions, unit.states[-1]) == ("no-worker", None, "Pending")
+    await cluster.pilot("pc-2")
+    await eventually(lambda: unit.states[-1] == "Running", "it runs")
+    cluster.plugin._recall([unit.id])
+    assert unit.task.state == "processing"
+    GATES[gate].set()
+    assert await unit == "u"
+    await eventually(lambda: [cluster.plugin.matcher.idle_slots(f"pc-{n}") for n in (1, 2)] == [1, 1], "slots are free")
+
+
 async def test_a_worker_that_comes_after_its_pilots_end_is_turned_away(cluster: Cluster) -> None:
     await cluster.declare("pc-1")
     unit = cluster.submit(units.same, 1)

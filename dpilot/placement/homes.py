@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dpilot.placement.lines import Line
 from dpilot.placement.places import Place
@@ -49,7 +49,12 @@ def is_far(views: Sequence[InputView], site: Site) -> bool:
 
 
 def choose(
-    line: Line, views: Sequence[InputView], policy: Policy, until: float | None, ahead: bool = False
+    line: Line,
+    views: Sequence[InputView],
+    policy: Policy,
+    until: float | None,
+    ahead: bool = False,
+    is_stuck_at: Callable[[Site], bool] | None = None,
 ) -> tuple[list[Place], list[tuple[float, Place]]]:
     """Where a line should stand.
 
@@ -63,6 +68,8 @@ def choose(
         When its units would end if they began now; None: nobody knows.
     ahead : bool
         Whether its data may be brought to where it stands before a unit of it is bound.
+    is_stuck_at : function of Site
+        Whether something that it reads has been on its way to a site for much too long.
 
     Returns
     -------
@@ -79,8 +86,12 @@ def choose(
             others = [place for place in named(line, views) if place is not line.target and place.site.machine]
             return [line.target], [(_missing(views, place), place) for place in others]
         line.target = None
-    able = [place for place in named(line, views) if place.could_until(need, until)]
-    if len(able) > 1 and len(views) == 1 and line.request.site == _ANYWHERE:
+    places = named(line, views)
+    if line.is_stuck and is_stuck_at is not None and len(pool.zones) <= _MOST_ZONES:
+        places += [place for place in pool.zones.values() if place not in places]
+        places = [place for place in places if not is_stuck_at(place.site)] or places
+    able = [place for place in places if place.could_until(need, until)]
+    if len(able) > 1 and len(views) == 1 and line.request.site == _ANYWHERE and not line.is_stuck:
         return _nearest(views[0], able)
     if not able:
         if not pool.root.could_until(need, until):

@@ -31,6 +31,7 @@ class Line:
         "is_asked",
         "is_coming",
         "is_late",
+        "is_stuck",
         "length",
         "nbytes",
         "need",
@@ -54,6 +55,7 @@ class Line:
         self.is_coming = False  # whether its data has yet to come to its home
         self.is_asked = False  # whether it is on its way
         self.is_late = False  # whether it was waited for long enough
+        self.is_stuck = False  # whether its data takes much too long: any place may be better
         self.version = -1  # of the pool and the links, when the homes were chosen
         self._heap: list[Waiting] = []
 

@@ -50,6 +50,8 @@ _MOST_FRESH = 16
 _MOST_TOLD = 64
 #: How soon it is looked again how long the first unit of a kind has run by now.
 _LEAST_LOOK_S = 0.02
+#: How many times sooner a unit has to begin elsewhere to be taken back.
+_CLEARLY = 2.0
 #: How many pilots a decision remembers.
 _MOST_ROWS = 8
 
@@ -68,12 +70,15 @@ class Matching(NamedTuple):
 
     ``recheck_s`` is the time after which it should be asked again even if nothing happens (a unit that waits for its
     best pilot may then go to another one; or not all that can be bound was bound, and it is 0), or None. ``copies`` are
-    to be brought ahead of units; of each :meth:`Matcher.copied` is to be told when it has ended.
+    to be brought ahead of units; of each :meth:`Matcher.copied` is to be told when it has ended. ``recalls`` are units
+    that wait at their pilots for data that takes much too long, and would have it much sooner elsewhere: they are to be
+    taken back, if they do not run yet, and submitted again.
     """
 
     bindings: list[Binding]
     recheck_s: float | None
     copies: Sequence[Copying] = ()
+    recalls: Sequence[str] = ()
 
 
 class Matcher(Fleet):
@@ -111,6 +116,8 @@ class Matcher(Fleet):
         self._lines: dict[Request, Line] = {}
         self._readers: dict[str, Line | dict[Line, None]] = {}  # data unit -> who reads it; mostly it is one
         self._waiting: dict[str, Waiting] = {}
+        self._staging: dict[str, Waiting] = {}  # units that are bound and wait for data
+        self._recalled: set[str] = set()  # of these, those that are to be taken back
         self._count = 0
         self._spill = Spill(self)
         self._ahead = Ahead(self)
@@ -131,6 +138,12 @@ class Matcher(Fleet):
             line = self._lines[request] = Line(request, self._pool(request), Need.of(request), self._count)
             for du in request.inputs:
                 self._read(du, line)
+        self._staging.pop(unit, None)
+        if unit in self._recalled:
+            self._recalled.discard(unit)
+            line.is_stuck = True
+            if line.queues:
+                self._untold[line] = None
         waiting = self._waiting[unit] = Waiting(-priority, order, self._count, unit, now, line)
         line.push(waiting)
         if not line.queues:
@@ -150,6 +163,7 @@ class Matcher(Fleet):
 
     def withdraw(self, unit: str) -> None:
         """`unit` waits no longer (canceled, or failed)."""
+        self._recalled.discard(unit)
         waiting = self._waiting.pop(unit, None)
         if waiting is None:
             return
@@ -175,6 +189,8 @@ class Matcher(Fleet):
 
     def staged(self, unit: str) -> None:
         """`unit`, which is bound, has its inputs: they are on no link any more."""
+        self._staging.pop(unit, None)
+        self._recalled.discard(unit)
         self.transit.end(unit)
 
     def copied(self, du: str, site: Site, is_there: bool = True) -> None:
@@ -189,6 +205,7 @@ class Matcher(Fleet):
         """`unit` has ended, or was lost: give back its slots."""
         pilot = self._pilot_of.pop(unit, None)
         if pilot is not None:
+            self._staging.pop(unit, None)
             self.transit.end(unit)
             pilot.slots.release(unit)
             self._changed[pilot] = None
@@ -203,6 +220,7 @@ class Matcher(Fleet):
         """`unit` was taken back, but what it started still runs: its slots stay taken, by `name` from now on."""
         pilot = self._pilot_of.pop(unit, None)
         if pilot is not None:
+            self._staging.pop(unit, None)
             self.transit.end(unit)
             pilot.slots.rename(unit, name)
             self._pilot_of[name] = pilot
@@ -266,7 +284,7 @@ class Matcher(Fleet):
         lasts_s = None if now is None else self.lasts_s(request)
         until = None if now is None or lasts_s is None else now + lasts_s
         ahead = self.ahead and line.need.slots == 1 and not line.is_late
-        homes, visits = choose(line, views, self.policy, until, ahead)
+        homes, visits = choose(line, views, self.policy, until, ahead, partial(self._is_stuck_at, views))
         home = homes[0] if homes else pool.nowhere
         may_come = ahead and home is not pool.nowhere and home.keeps
         line.is_coming = home is pool.away or (may_come and is_far(views, home.site))
@@ -297,6 +315,9 @@ class Matcher(Fleet):
         for queue in queues:
             self.mark(queue)
 
+    def _is_stuck_at(self, views: Sequence[InputView], site: Site) -> bool:
+        return any(self.transit.is_overdue_near(view.id, site) for view in views)
+
     def _want(self, line: Line, head: Waiting) -> None:
         """The data of a line has to be brought."""
         entry = head.rank, line.nbytes / line.length, line.number, line
@@ -320,7 +341,9 @@ class Matcher(Fleet):
         unit ends earlier there than the last one of those that wait for the home would.
         """
         bindings: list[Binding] = []
-        self._reconsider(now)
+        recalls = self._reconsider(now)
+        if recalls:
+            return Matching(bindings, 0.0, (), recalls)
         for pilot in self._changed:
             pilot.changed()
             self._mark_all(pilot)
@@ -340,13 +363,19 @@ class Matcher(Fleet):
         copies = self._ahead.order(now, is_idle)
         return Matching(bindings, self._recheck_s(now, recheck_s), copies)
 
-    def _reconsider(self, now: float) -> None:
-        """Lines that may have other homes now: a data unit has come, or takes too long."""
+    def _reconsider(self, now: float) -> list[str]:
+        """Lines that may have other homes now: a data unit has come, or takes too long. Returns units to take back."""
+        recalls: dict[str, None] = {}
         for du, site in self.transit.look(now):
             for line in islice(self.readers(du), _MOST_TOLD):
                 if line.is_coming and line.queues[0].place.site == site:
-                    line.target = None
+                    line.target, line.is_stuck = None, True
                     self._untold[line] = None
+            left_s = self.transit.left_s(du, site, now) or 0.0
+            waiting = (self._staging.get(unit) for unit in self.transit.waiting_for(du, site))
+            recalls.update(
+                (bound.unit, None) for bound in waiting if bound and self._is_better_off(bound, site, left_s)
+            )
         for pool in self.pools:
             late = pool.late
             while late and (late[0][0] <= now or not late[0][2].is_coming):
@@ -357,6 +386,20 @@ class Matcher(Fleet):
         for line in list(islice(self._untold, _MOST_STEPS)):
             del self._untold[line]
             self.stand(line, now)
+        self._recalled.update(recalls)
+        return list(recalls)
+
+    def _is_better_off(self, bound: Waiting, site: Site, left_s: float) -> bool:
+        """Whether a unit that waits at a site for data would clearly begin sooner elsewhere."""
+        line, request = bound.line, bound.line.request
+        views = self.views(request)
+        zones = islice(line.pool.zones.values(), _MOST_ROWS)
+        return any(
+            place.could(line.need)
+            and not place.site.is_near(site)
+            and _CLEARLY * (self.policy.fit_s(request, place.site, views) + place.tail_s(self.runtimes)) < left_s
+            for place in (*named(line, views), *zones)
+        )
 
     def _recheck_s(self, now: float, recheck_s: float | None) -> float | None:
         """When to look again, with transfers under way, and kinds of work of which nothing is known yet."""
@@ -482,6 +525,8 @@ class Matcher(Fleet):
             self.transit.begin(unit, views, pilot.site, now)
         if not views or not self.transit.needs(unit):
             self.runtimes.begin(request.kind, now)
+        else:
+            self._staging[unit] = waiting
         return Binding(unit, pilot.name, reservation.worker, Decision(unit, pilot.name, work_out=told))
 
     # -- explanations

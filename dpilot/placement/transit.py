@@ -90,7 +90,8 @@ class Transit:
             if not way.units:
                 del self._ways[key]
                 self.ended += 1
-                self._links.end(way.source, key[1])
+                if not way.is_overdue:
+                    self._links.end(way.source, key[1])
                 served = key[0], way.source
                 self._served[served] -= 1
                 if not self._served[served]:
@@ -127,6 +128,10 @@ class Transit:
             return True
         return served * self._links.transfer_s(source, site, view.nbytes, view.n_files, alone=True) < _SOON_S
 
+    def waiting_for(self, du: str, site: Site) -> list[str]:
+        """The units that are bound at a machine and wait for a data unit that is on its way there."""
+        return [unit for unit, keys in self._of.items() if (du, site) in keys and unit != _copy(du, site)]
+
     def needs(self, unit: str) -> bool:
         """Whether something is on its way for `unit`."""
         return unit in self._of
@@ -151,6 +156,12 @@ class Transit:
         way = self._ways.get((du, site))
         return way is not None and way.is_overdue
 
+    def is_overdue_near(self, du: str, site: Site) -> bool:
+        """The same of any machine of a datacenter. It looks at all that is on its way: ask for what is stuck only."""
+        return any(
+            way.is_overdue and way.view.id == du and target.is_near(site) for (_, target), way in self._ways.items()
+        )
+
     def look(self, now: float) -> list[tuple[str, Site]]:
         """See which transfers take longer than they should. Returns those overdue: data units, and where they go to."""
         late, looks = [], self._looks
@@ -162,6 +173,8 @@ class Transit:
                 way.due = now + gone_s / 2  # who knows; it is as good a guess as any
                 self._look_at(way.due, key, way)
                 if gone_s >= way.overdue_s:
+                    if not way.is_overdue:  # what all but stands takes no room on its way
+                        self._links.end(way.source, key[1])
                     way.is_overdue = True
                     late.append(key)
         return late

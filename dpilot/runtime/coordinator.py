@@ -304,7 +304,7 @@ class Coordinator:
         if self._recheck is not None:
             self._recheck.cancel()
             self._recheck = None
-        if not len(self.matcher):
+        if not len(self.matcher) and not len(self.matcher.transit):
             return
         now = time.time()
         matching = self.matcher.match(now)
@@ -323,8 +323,15 @@ class Coordinator:
             adapter.bind(self.scheduler, bound)
         for copy in matching.copies:
             self._in_background(self._bring(copy))
+        if matching.recalls:
+            self._recall(matching.recalls)
         if matching.recheck_s is not None:
             self._recheck = self._loop.call_later(matching.recheck_s, self._match_soon)
+
+    def _recall(self, units: Iterable[str]) -> None:
+        """Take units back from their workers, if they do not run yet: they wait for data that they may have sooner."""
+        records = [record for record in map(self.records.units.get, units) if record is not None]
+        adapter.unbind(self.scheduler, [r.key for r in records if r.life.state in (State.Pending, State.Staging)])
 
     def _bound(self, record: UnitRecord, now: float) -> None:
         """Expect the end of a unit that was bound: the next one is sent so that it arrives just then."""

@@ -139,7 +139,8 @@ class Dpilot:
         copies = [Copy(self._data_numbers[copy.du], self._pilot_numbers[copy.pilot]) for copy in matching.copies]
         rechecks = [] if matching.recheck_s is None else [matching.recheck_s]
         rechecks += [max(0.0, at - now) for at, _ in self._leaves[:1]]
-        return Orders(bindings, copies, recheck_s=min(rechecks, default=None))
+        recalls = [self._unit_numbers[unit] for unit in matching.recalls]
+        return Orders(bindings, copies, recalls, min(rechecks, default=None))
 
     def _expect_end(self, unit: int, pilot: int, now: float) -> None:
         """Have the next unit sent so that it arrives just when this one may end, as the scheduler does."""

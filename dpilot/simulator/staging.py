@@ -210,9 +210,7 @@ class Staging:
         now = self._now()
         evicted = machine.make_room(self._sizes[data], self._sizes)
         for gone in evicted or ():
-            self._cached[gone].pop(machine.site, None)
-            if machine.is_labelled:
-                self._policy.replica(gone, machine.site, False)
+            self._forget(gone, machine)
         source = self._source(data, machine.site)
         transfer = Transfer(self._sizes[data], lambda at: self._brought(bringing, at))
         bringing = Bringing(data, machine, owner, first, source, transfer, now)
@@ -284,8 +282,13 @@ class Staging:
         machine = self._here.pop(pilot)
         if machine.is_labelled and machine not in self._here.values():
             for data in machine.kept:
-                self._cached[data].pop(machine.site, None)
-                self._policy.replica(data, machine.site, False)
+                self._forget(data, machine)
+
+    def _forget(self, data: int, machine: Machine) -> None:
+        """A machine's cache gives a data unit no more; a store there may."""
+        self._cached[data].pop(machine.site, None)
+        if machine.is_labelled and machine.site not in self._where[data]:
+            self._policy.replica(data, machine.site, False)
 
     # -- out
 

@@ -255,3 +255,33 @@ def test_what_many_machines_read_goes_to_few_of_them_at_a_time():
     assert len(second) == 6  # two from each of three
     sources = [m.transit.source_of("du", Site("eu", pilot.replace("p", "m"))) for pilot in second.values()]
     assert {source: sources.count(source) for source in sites} == dict.fromkeys(sites, 2)
+
+
+def test_a_unit_whose_data_all_but_stops_is_taken_back_and_goes_elsewhere():
+    m = Matcher(Policy(Links(), 1.0))
+    for name, site in {"us": US, "lab": LAB}.items():
+        m.add_pilot(name, site, 1)
+        m.add_worker(name, f"{name}-0", 1)
+    m.runtimes.observe("", 1.0)
+    for target in (US, LAB):
+        m.policy.links.observe(EU, target, 100 * MB, 1.0)
+    submit(m, "a", **reads(m, "du", EU, nbytes=10 * MB))
+    (first,) = bound(m).values()
+    now, recalls = 0.0, []
+    while not recalls and now < 60:
+        matching = m.match(now)
+        recalls = matching.recalls
+        now += matching.recheck_s or 1.0
+    assert recalls == ["a"]
+    m.release("a")
+    submit(m, "a", now=now, inputs=("du",))
+    assert bound(m, now + 10) == {"a": "lab" if first == "us" else "us"}
+
+
+def test_a_unit_whose_data_is_late_everywhere_stays_where_it_is():
+    m = Matcher(Policy(Links(), 1.0))
+    m.add_pilot("us", US, 1)
+    m.add_worker("us", "us-0", 1)
+    submit(m, "a", **reads(m, "du", EU, nbytes=10 * MB))
+    assert bound(m) == {"a": "us"}
+    assert not any(m.match(float(now)).recalls for now in range(60))

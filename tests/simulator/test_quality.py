@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from dpilot.simulator import Link, Pilot, Scenario, Uplink, lower_bound, make_plan, simulate
-from dpilot.simulator.workloads import WORKLOADS, broadcast, hotspot, nocompute, uniform
+from dpilot.simulator.workloads import WORKLOADS, broadcast, hotspot, nocompute, pairs, uniform
 
 MIB = 2**20
 
@@ -67,3 +67,11 @@ def test_what_all_machines_read_spreads_from_one_to_the_next():
 def test_what_spreads_takes_longer_as_the_logarithm_of_the_machines():
     few, many = (simulate(broadcast(10 * n, n, nbytes=200 * 10**6), "dpilot").makespan_s for n in (10, 160))
     assert many < 4 * few
+
+
+def test_units_that_wait_for_a_link_that_all_but_stops_are_taken_back():
+    base = pairs()
+    dead = far_away(base.replace(links=(*base.links, Link(1e5, 0.08, ("eu", "us"), from_s=1.0))))
+    result = simulate(dead, "dpilot")
+    assert result.makespan_s < simulate(far_away(base), "dpilot").makespan_s + 4 * 4e6 / 1e5 / 10
+    assert result.makespan_s < 0.5 * simulate(dead, "delay").makespan_s
