@@ -109,15 +109,16 @@ def _write_random(path: Path, nbytes: int) -> None:
 
 
 def _seconds(run: Callable[[], object], directory: Path | None = None, nbytes: int = 0) -> float:
-    """How long it takes, with memory at hand for files of so many bytes.
+    """How long it takes, with memory at hand for files of so many bytes, and as many again.
 
     A virtual machine gives memory back to its host that has not been used for seconds, and gets it again page by page:
-    whoever is measured first then would pay seconds for it.
+    whoever is measured first then would pay seconds for it. With just as much as is needed, it would still be so for
+    every second one that is measured.
     """
     if directory is not None:
         with (directory / "memory").open("wb", buffering=0) as file:
-            for start in range(0, nbytes, _PIECE.nbytes):
-                file.write(_PIECE[: nbytes - start])
+            for start in range(0, 2 * nbytes, _PIECE.nbytes):
+                file.write(_PIECE[: 2 * nbytes - start])
             file.truncate(0)
     os.sync()  # what was written before is not to be paid for now
     begun = time.perf_counter()
