@@ -136,11 +136,13 @@ class LocalLocation(Location):
         """The pieces of a large file, each while further ones are copied."""
         start = 0
         with ThreadPoolExecutor(1, thread_name_prefix="dpilot-copy") as pool:
-            copying = pool.submit(_copy, given, file)
-            while count := copying.result():
-                copying = pool.submit(_copy, given, file)
-                yield from self._back(file, start, count)
-                start += count
+            # Two at a time, so that the copying thread always has the next one to do.
+            copying = deque(pool.submit(_copy, given, file) for _ in range(2))
+            while copying:
+                if count := copying.popleft().result():
+                    copying.append(pool.submit(_copy, given, file))
+                    yield from self._back(file, start, count)
+                    start += count
         yield from self._by_hand(source, given, file)
 
     def _back(self, file: io.FileIO, start: int, nbytes: int) -> Iterator[memoryview]:
