@@ -33,7 +33,7 @@ class _Way:
         self.begun = begun
         self.due = begun + seconds
         self.is_overdue = False
-        self.units = 0
+        self.units: dict[str, None] = {}  # who waits for it
 
 
 class Transit:
@@ -74,8 +74,9 @@ class Transit:
                 self._links.begin(source, site)
                 self._served[view.id, source] = self._served.get((view.id, source), 0) + 1
                 self._look_at(now + _LATE * seconds, key, way)
-            way.units += 1
-            keys.append(key)
+            if unit not in way.units:  # it may name an input twice
+                way.units[unit] = None
+                keys.append(key)
         if keys:
             self._of[unit] = keys
 
@@ -86,7 +87,7 @@ class Transit:
             return
         for key in keys:
             way = self._ways[key]
-            way.units -= 1
+            del way.units[unit]
             if not way.units:
                 del self._ways[key]
                 self.ended += 1
@@ -130,7 +131,8 @@ class Transit:
 
     def waiting_for(self, du: str, site: Site) -> list[str]:
         """The units that are bound at a machine and wait for a data unit that is on its way there."""
-        return [unit for unit, keys in self._of.items() if (du, site) in keys and unit != _copy(du, site)]
+        way = self._ways.get((du, site))
+        return [] if way is None else [unit for unit in way.units if unit != _copy(du, site)]
 
     def needs(self, unit: str) -> bool:
         """Whether something is on its way for `unit`."""
