@@ -11,6 +11,7 @@ import fsspec
 import pytest
 
 from dpilot import ComputeDataService, DataUnit, PilotCompute, PilotData, PilotDataService, StoreError
+from tests import units
 from tests.helpers import LONG_S, eventually
 from tests.services import S3
 
@@ -119,3 +120,20 @@ def test_credentials_that_are_lost_later(
     assert s3.secret not in texts(unit.exception())
     eventually(lambda: data.exception() is not None, "the damage is told")
     assert s3.secret not in texts(data.exception())
+
+
+def test_what_a_unit_was_given_is_not_in_the_log_of_its_worker(
+    cds: ComputeDataService, pilot: PilotCompute, tmp_path: Path
+) -> None:
+    """Dask logs what fails with all that it was given; of units, that would be their environment and arguments."""
+    program = cds.submit_compute_unit({"executable": "/bin/false", "environment": {"TOKEN": SECRET}})
+    call = cds.submit(units.odd_only, 2, note=SECRET)
+    assert [unit.wait(LONG_S) for unit in (program, call)] == ["Failed", "Failed"]
+    assert SECRET not in repr(call.exception())
+    pilot.cancel()
+    pilot.wait(LONG_S)
+    (log,) = tmp_path.rglob(f"{pilot.id}.log")
+    text = log.read_text()
+    assert "distributed" in text  # it is the log
+    assert SECRET not in text
+    assert "Compute Failed" not in text

@@ -63,6 +63,12 @@ def large(n: int) -> bytes:
     return bytes(range(256)) * (n // 256)
 
 
+def odd_only(number: int, note: str) -> int:
+    if number % 2 == 0:
+        raise ArithmeticError(f"{number} is even")
+    return number
+
+
 def fail(message: str) -> None:
     raise ArithmeticError(message)
 

@@ -10,6 +10,7 @@ names nobody, so it comes back to ``no-worker`` by itself.
 from __future__ import annotations
 
 import asyncio
+import logging
 import pickle
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
@@ -62,6 +63,7 @@ __all__ = [
     "is_queueing",
     "is_running",
     "is_status_change",
+    "log_no_failures",
     "memory_nbytes",
     "on_events",
     "on_lost",
@@ -434,6 +436,18 @@ def this_task() -> tuple[Worker, str]:
 def take_orders(worker: Worker, handler: Callable[..., None]) -> None:
     """Take what the scheduler sends by :func:`order`, as ``handler(**message)``, in the worker's event loop."""
     worker.stream_handlers[HANDLER] = handler
+
+
+def _is_no_failure_of_a_unit(record: logging.LogRecord) -> bool:
+    return not (str(record.msg).startswith("Compute Failed") and " run_unit(" in record.getMessage())
+
+
+def log_no_failures() -> None:
+    """Have Dask's workers in this process leave units that fail out of their log, which they would bury.
+
+    Who submitted a unit is told its error.
+    """
+    logging.getLogger("distributed.worker").addFilter(_is_no_failure_of_a_unit)  # once, however often it is called
 
 
 def answer_requests(worker: Worker, handler: Callable[..., Any]) -> None:

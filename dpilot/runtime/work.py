@@ -84,6 +84,10 @@ class UnitTask:
     copy_inputs: bool = False
     needs_outputs: bool = False
 
+    def __repr__(self) -> str:
+        # Dask logs it: not the environment of a program or the arguments of a call, in which there may be secrets.
+        return f"UnitTask({self.id!r}, kind={self.request.kind!r})"
+
     def __dask_tokenize__(self) -> str:
         # Dask hashes what is in a graph; the id says it all, and hashing the rest would take a third of a submission.
         return self.id

@@ -191,6 +191,7 @@ class UnitPlugin(WorkerPlugin):
         adapter.take_orders(worker, self.take_order)
         adapter.answer_requests(worker, self.host.answer)
         adapter.answer_gangs(worker, self.attend)
+        adapter.log_no_failures()
         Wire.connection_args = adapter.connection_args(worker)
         type(self)._here = self
 
