@@ -144,7 +144,9 @@ def test_a_pilot_whose_agent_is_killed_has_failed(pcs: PilotComputeService, tmp_
     agent.kill()
     worker.wait(LONG_S)
     assert pilot.wait(LONG_S) == "Failed"
-    assert pilot.exception() is not None
+    assert str(pilot.exception()).startswith(f"{pilot.id} was killed by SIGKILL")
+    assert "distributed.worker - INFO" in next(tmp_path.rglob(f"{pilot.id}.log")).read_text()
+    assert "INFO" not in str(pilot.exception())  # which tells nobody why
 
 
 def test_a_pilot_whose_workers_cannot_join_has_failed(pcs: PilotComputeService, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import threading
 import weakref
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 #: Beyond the grace period that it gives its workers, how long an agent may take to end, in seconds.
 _PATIENCE_S = 5.0
 _TAIL_LINES = 20
+_IS_WELL = re.compile(r" - distributed\.[\w.]+ - (INFO|DEBUG) - ")
 _TAIL_NBYTES = 1 << 16
 
 _processes: weakref.WeakSet[AgentProcess] = weakref.WeakSet()
@@ -123,10 +125,11 @@ class AgentProcess:
         callback(self._popen.returncode, self.tail())
 
     def tail(self) -> str:
-        """The last 20 lines of the log; empty if it cannot be read."""
+        """The last 20 lines of the log but those in which Dask says that all is well; empty if it cannot be read."""
         with suppress(OSError), self.log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_NBYTES))
-            return "\n".join(deque(file.read().decode(errors="replace").splitlines(), _TAIL_LINES))
+            lines = file.read().decode(errors="replace").splitlines()
+            return "\n".join(deque((line for line in lines if not _IS_WELL.search(line)), _TAIL_LINES)).strip()
         return ""
 
     def _watch(self) -> None:

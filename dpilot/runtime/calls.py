@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import signal
 import time
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -118,10 +119,10 @@ class Calls(DataCalls):
         if code == 0:
             self._end_pilot(pilot, State.Done, None)
         else:
+            killer = next((known.name for known in signal.Signals if known == -code), None)
+            how = f"was killed by {killer}" if killer else f"ended with status {code}"
             tail = f"; the end of its log:\n{log}" if log else ""
-            self._end_pilot(
-                pilot, State.Failed, PilotLaunchError(f"{id} ended with status {code}{tail}", log=log, exit_code=code)
-            )
+            self._end_pilot(pilot, State.Failed, PilotLaunchError(f"{id} {how}{tail}", log=log, exit_code=code))
 
     async def call_cancel_pilot(self, id: str) -> None:
         """End a pilot: its units go elsewhere, and so do results that only its workers hold."""
