@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import dask
 import pytest
+from distributed import LocalCluster
 
 from dpilot import ComputeDataService, PilotCompute, PilotComputeService, PilotDataService, StagedData
 
@@ -12,6 +15,29 @@ pytestmark = pytest.mark.cluster
 
 NBYTES = 1_000_000
 FAR = {"affinity_datacenter_label": "us", "affinity_machine_label": "us-1"}
+
+
+@pytest.fixture
+def scheduler() -> Iterator[str]:
+    """One that has learned nothing of links yet, and is told that one between datacenters is slow; here none is."""
+    link = {"from": "eu", "to": "us", "bandwidth": "1 MB", "latency": "80ms"}
+    with (
+        dask.config.set({"dpilot.placement.links": [link]}),
+        LocalCluster(n_workers=0, processes=False, protocol="tcp", dashboard_address=None) as cluster,
+    ):
+        yield cluster.scheduler_address
+
+
+@pytest.fixture
+def pcs(scheduler: str) -> Iterator[PilotComputeService]:
+    with PilotComputeService(scheduler) as service:
+        yield service
+
+
+@pytest.fixture
+def pds(scheduler: str) -> Iterator[PilotDataService]:
+    with PilotDataService(scheduler) as service:
+        yield service
 
 
 def read(data: StagedData) -> int:
