@@ -1,4 +1,4 @@
-"""What the scheduler plugin knows and decides: records, the lives of units and data units, and what is bound.
+"""What becomes of units: their lives on the scheduler, and what is bound.
 
 No method here is called by Dask or by a client: the plugin (``scheduler.py``) and the calls (``calls.py``) do that.
 Each changes records or the matcher; the matcher is asked once, at the end of the loop's turn, what to bind.
@@ -12,10 +12,9 @@ import pickle
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Coroutine, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from dask.typing import Key
 from distributed import Scheduler
@@ -28,26 +27,19 @@ from dpilot.errors import (
     StagingError,
     StateError,
     UnitError,
-    UnknownObjectError,
 )
-from dpilot.placement import Copying, Distance, Site
+from dpilot.placement import Copying
 from dpilot.runtime import adapter
-from dpilot.runtime.ahead import Bring, Bringing
 from dpilot.runtime.caches import Caches
 from dpilot.runtime.catalogue import Catalogue
-from dpilot.runtime.jobs import Discard
-from dpilot.runtime.matching import make_matcher
-from dpilot.runtime.observers import Observers
-from dpilot.runtime.records import DataRecord, PilotRecord, Record, Records, ServiceRecord, StoreRecord, UnitRecord
-from dpilot.runtime.staging import Brought, Inputs, Replica
+from dpilot.runtime.records import DataRecord, UnitRecord
+from dpilot.runtime.supply import Supply
 from dpilot.runtime.work import Program, UnitTask
 from dpilot.states import State
-from dpilot.urls import new_id
 
 __all__ = ["Coordinator"]
 
 logger = logging.getLogger(__name__)
-R = TypeVar("R", bound=Record)
 
 #: How long a unit may have been at its worker before clients are told that it runs: most tiny units
 #: have ended by then, and one message tells both.
@@ -59,60 +51,23 @@ _LEAST_GAP_S = 0.02
 _NONE = pickle.dumps(None)
 
 
-class Coordinator:
-    """The state of dpilot on one scheduler, and the steps that change it."""
+class Coordinator(Supply):
+    """The units of one scheduler, and the steps that change them."""
 
     def _begin(self, scheduler: Scheduler) -> None:
-        """Start with nothing; called in the scheduler's event loop."""
-        self.scheduler = scheduler
-        self.records = Records()
-        self.matcher = make_matcher(self.records)
+        super()._begin(scheduler)
         self._unit_of: dict[Key, UnitRecord] = {}
         self._pilot_at: dict[str, str] = {}
-        self._events: defaultdict[str, list[Any]] = defaultdict(list)
         self._begun: list[tuple[UnitRecord, int, float]] = []
         self._writing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._writer: dict[str, str] = {}
         self._match_is_due = False
         self._recheck: asyncio.TimerHandle | None = None
-        self._loop = asyncio.get_running_loop()
         self._gap_s: dict[str, float] = {}  # by pilot: from when a unit is bound to when its end is known, less its run
         self._leaving: list[tuple[set[str], Callable[[], None]]] = []
-        self._background: set[asyncio.Task[Any]] = set()
-        self._bringing = Bringing()
-        self._brought: dict[tuple[str, Site], Brought] = {}  # ahead of units, of which none has read it yet
         self.catalogue = Catalogue(scheduler, self.records, self.matcher, self)
         self.caches = Caches(self.records, self.catalogue.view)
-        self._jobs: dict[str, tuple[str, asyncio.Future[Any]]] = {}  # worker, and who waits
-        self.observers = Observers()
         self.observers.begin(self)
-
-    # ---------------------------------------------------------------- events to clients
-
-    def advance(self, record: Record, state: State, at: float | None = None, **extra: Any) -> bool:
-        """Change a record's state and tell those who follow it."""
-        at = time.time() if at is None else at
-        before = record.life.state
-        if not record.life.advance(state, max(at, record.life.history[-1].timestamp)):
-            return False
-        self.tell(record, state, extra)
-        self.observers.advanced(record, before)
-        return True
-
-    def tell(self, record: Record, state: State | None, extra: dict[str, Any]) -> None:
-        """Tell those who follow a record."""
-        if state is None:
-            self.observers.told(record)
-        at = record.life.history[-1].timestamp
-        for client in record.watchers:
-            if not self._events:
-                self._loop.call_soon(self._send_events)
-            self._events[client].append((record.id, state and str(state), at, extra))
-
-    def _send_events(self) -> None:
-        events, self._events = self._events, defaultdict(list)
-        for client, messages in events.items():
-            adapter.send_event(self.scheduler, client, messages)
 
     # ---------------------------------------------------------------- compute units
 
@@ -322,11 +277,15 @@ class Coordinator:
         if bound:
             adapter.bind(self.scheduler, bound)
         for copy in matching.copies:
-            self._in_background(self._bring(copy))
+            self._in_background(self._bring_ahead(copy))
         if matching.recalls:
             self._recall(matching.recalls)
         if matching.recheck_s is not None:
             self._recheck = self._loop.call_later(matching.recheck_s, self._match_soon)
+
+    async def _bring_ahead(self, copy: Copying) -> None:
+        await self._bring(copy)
+        self._match_soon()
 
     def _recall(self, units: Iterable[str]) -> None:
         """Take units back from their workers, if they do not run yet: they wait for data that they may have sooner."""
@@ -364,142 +323,13 @@ class Coordinator:
         if message:
             adapter.order(self.scheduler, worker, {"what": "expect", "unit": record.id, **message})
 
-    def _inputs(self, record: UnitRecord, pilot: PilotRecord, worker: str | None = None) -> Inputs:
-        """Where the inputs of a unit are, as seen from its worker, or from another one of its gang."""
-        reader = worker or record.worker
-        answer = {}
-        for du in record.request.inputs:
-            data = self._data(du)
-            if data.manifest is None or not data.replicas:
-                raise InputError(f"data unit {du} has lost its replicas since {record.id} was placed")
-            answer[du] = (data.manifest, self._replicas(data, pilot.site, reader))
-        return answer
-
-    def _replicas(self, data: DataRecord, site: Site, reader: str | None) -> list[Replica]:
-        """Those of a data unit as a worker at a site sees them: the one that is counted on, then the nearest.
-
-        What the worker sees as local files comes first: it is not moved at all.
-        """
-        links, counted_on = self.matcher.policy.links, self.matcher.transit.source_of(data.id, site)
-        found: list[tuple[Any, Replica]] = []
-        for store in map(self._store, data.replicas):
-            place, may_link = self.catalogue.place(store.id, reader), _may_link(store.site, site)
-            is_seen = may_link and reader in store.hosts
-            order = not is_seen, store.site != counted_on, links.rank(store.site, site), store.id
-            found.append((order, Replica(store.id, place, int(store.site.distance(site)), may_link)))
-        assert data.manifest is not None
-        for pilot, at, place in self.caches.sources(data, data.manifest, site, counted_on):
-            order = True, at != counted_on, links.rank(at, site), pilot
-            found.append((order, Replica(pilot, place, int(at.distance(site)), False)))
-        return [replica for _, replica in sorted(found, key=lambda one: one[0])]
-
-    def _source_site(self, source: str) -> Site | None:
-        """The site of a store, or of the machine whose cache a pilot stands for."""
-        record = self.records.stores.get(source) or self.records.pilots.get(source)
-        return None if record is None else record.site
-
-    async def _bring(self, copy: Copying) -> None:
-        """Have a data unit brought to a machine ahead of the units that will read it there."""
-        pilot, data = self.records.pilots.get(copy.pilot), self.records.data.get(copy.du)
-        workers: Collection[str] = () if pilot is None else pilot.workers
-        worker = self._bringing.choose(workers, partial(adapter.is_running, self.scheduler))
-        is_there = False
-        if pilot is not None and worker is not None:
-            try:
-                if data is not None and data.manifest is not None:
-                    replicas = tuple(self._replicas(data, pilot.site, worker))
-                    brought = await self.have_done(worker, Bring(data.manifest, replicas))
-                    self._learn_of(data, pilot.site, brought)
-                    is_there = True
-            except PilotError as error:
-                logger.warning("%s could not be brought to %s ahead of units: %s", copy.du, copy.pilot, error)
-            finally:
-                self._bringing.ended(worker)
-        self.matcher.copied(copy.du, copy.site, is_there)
-        if is_there and data is not None:
-            self.catalogue.view(data)
-        self._match_soon()
-
-    def _learn_of(self, data: DataRecord, site: Site, brought: Brought | None) -> None:
-        """Take in what was brought to the cache of a site, if it was not there already."""
-        self.caches.add(data, site)
-        if brought is None:
-            return
-        source = self._source_site(brought.pd)
-        if source is not None:
-            n_files = len(data.manifest.files) if data.manifest is not None else 1
-            self.matcher.policy.links.observe(source, site, brought.nbytes, brought.seconds, n_files)
-        self._brought[data.id, site] = brought
-        self._evicted(brought.evicted, site)
-
-    def _evicted(self, dus: Iterable[str], site: Site) -> None:
-        """The cache of a site has data units no more."""
-        for du in dus:
-            self.caches.drop(du, site)
-
     def _tell_begun(self) -> None:
         begun, self._begun = self._begun, []
         for record, attempt, at in begun:
             if record.worker is not None and record.attempt == attempt and record.life.state is State.Pending:
                 self.advance(record, State.Staging if record.request.inputs else State.Running, at, pilot=record.pilot)
 
-    def _learn(self, record: UnitRecord, details: dict[str, Any]) -> None:
-        """Take in what a unit's staging showed: how fast links are, and what its machine has in its cache now."""
-        nbytes_from = list(details["nbytes"])
-        record.nbytes = tuple(nbytes_from)
-        pilot = self.records.pilots.get(record.pilot or "")
-        if pilot is None:
-            return
-        early = []  # what was brought ahead counts for the first unit that reads it
-        for du in record.request.inputs:
-            if (had := self._brought.pop((du, pilot.site), None)) is not None:
-                early.append((du, had.pd, had.nbytes, had.seconds, had.began))
-                details["read"].setdefault(du, had.pd)
-                nbytes_from[0] -= had.nbytes
-                nbytes_from[had.distance] += had.nbytes
-        record.nbytes = tuple(nbytes_from)
-        found = (details["read"].get(du, "") for du in record.request.inputs)
-        record.read = tuple("" if self._source_site(source) is None else source for source in found)
-        record.brought = (*details["transfers"], *early)
-        self.observers.staged(record)
-        for du, pd, nbytes, seconds, _ in details["transfers"]:
-            source, data = self._source_site(pd), self.records.data.get(du)
-            if source is not None:
-                n_files = len(data.manifest.files) if data is not None and data.manifest is not None else 1
-                self.matcher.policy.links.observe(source, pilot.site, nbytes, seconds, n_files)
-            if data is not None:
-                self.caches.add(data, pilot.site)
-        self._evicted(details["evicted"], pilot.site)
-
     # ---------------------------------------------------------------- data units
-
-    async def have_done(self, worker: str, job: Any) -> Any:
-        """Have a worker carry out a job, and give what it gave."""
-        id = new_id("jb")
-        answer: asyncio.Future[Any] = self._loop.create_future()
-        self._jobs[id] = worker, answer
-        adapter.order(self.scheduler, worker, {"what": "carry", "job": id, "pickled": pickle.dumps(job)})
-        return await answer
-
-    def job_ended(self, job: str, good: bool, value: Any, nbytes: int) -> None:
-        """A worker or client has carried out a job: of a transfer, or one that a call waits for."""
-        if job not in self._jobs:
-            self.catalogue.transfers.finished(job, good, value, nbytes)
-            return
-        _, answer = self._jobs.pop(job)
-        if not answer.done():
-            if good:
-                answer.set_result(value)
-            else:
-                answer.set_exception(value)
-
-    def mover_gone(self, mover: str) -> None:
-        """A worker or client is gone, and with it what it was doing for others."""
-        self.catalogue.transfers.mover_gone(mover)
-        for job, (worker, answer) in list(self._jobs.items()):
-            if worker == mover:
-                del self._jobs[job]
-                answer.set_exception(DataError(f"the worker {worker} died while it did a job on files; try again"))
 
     def inputs_ready(self, units: Collection[str], du: str) -> None:
         """Compute units waited for a data unit that can be read now."""
@@ -520,21 +350,6 @@ class Coordinator:
         logger.warning("%s", text)
         record.warnings = (*record.warnings, text)
         self.tell(record, None, {"warning": text})
-
-    def suspect(self, du: str, pd: str) -> None:
-        """A unit found a replica damaged: have it read through, and made anew."""
-        data, pilot = self.records.data.get(du), self.records.pilots.get(pd)
-        if data is not None and pd in data.replicas:
-            self.catalogue.verify(data, pd, repair=True)
-        elif data is not None and pilot is not None:  # its machine's cache has something wrong, or nothing by now
-            self.caches.drop(du, pilot.site)
-            self._in_background(self._discard(data, pilot))
-
-    async def _discard(self, data: DataRecord, pilot: PilotRecord) -> None:
-        worker = min(pilot.workers, default=None)
-        if worker is not None and data.manifest is not None:
-            with suppress(PilotError):
-                await self.have_done(worker, Discard(data.manifest))
 
     def _written(self, data: DataRecord, writer: UnitRecord) -> None:
         data.writers.discard(writer.id)
@@ -557,95 +372,6 @@ class Coordinator:
                 del self._writer[du]
                 self._writing[du].release()
 
-    # ---------------------------------------------------------------- pilots
-
-    def _let_reach(self, worker: str, store: StoreRecord) -> None:
-        """Have a worker connect to a store before a unit waits for it, and say whether it sees it as local files."""
-        if not store.life.state.is_final and adapter.is_running(self.scheduler, worker):
-            if store.is_local:
-                store.asked.add(worker)
-            adapter.order(self.scheduler, worker, {"what": "reach", "id": store.id, "store": pickle.dumps(store.store)})
-
-    def _out_of_time(self, pilot: PilotRecord) -> None:
-        if not pilot.life.state.is_final:
-            self._in_background(self._close_pilot(pilot, State.Done))
-
-    def _in_background(self, work: Coroutine[Any, Any, Any]) -> None:
-        task = self._loop.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-
-    def _end_pilot(self, pilot: PilotRecord, state: State, error: BaseException | None) -> None:
-        if pilot.life.state.is_final:
-            return
-        pilot.error = error
-        bound = [r for r in self._unit_of.values() if r.pilot == pilot.id and r.worker is not None]
-        for record in bound:
-            self.matcher.release(record.id)
-        self.matcher.remove_pilot(pilot.id)
-        self.advance(pilot, state, error=pickle.dumps(error) if error is not None else None)
-        if state is State.Failed:
-            for unit in pilot.units:
-                failure = UnitError(f"{unit} was submitted to {pilot.id}, which failed: {error}")
-                self._fail(self.records.units[unit], failure)
-        else:
-            self._cancel_units(pilot.units)
-        adapter.unbind(self.scheduler, [record.key for record in bound if not record.life.state.is_final])
-        self._pools()
-        self._match_soon()
-
-    async def _close_pilot(self, pilot: PilotRecord, state: State) -> None:
-        workers = list(pilot.workers)
-        self._end_pilot(pilot, state, None)
-        if len(self.scheduler.workers) > len(workers) > 0:
-            try:
-                await asyncio.wait_for(self.scheduler.retire_workers(workers, close_workers=True, remove=True), 20)
-            except Exception:
-                logger.warning("results on the workers of %s could not be moved elsewhere", pilot.id, exc_info=True)
-        for worker in workers:
-            await self.scheduler.remove_worker(worker, stimulus_id=f"dpilot-cancel-{time.time()}", expected=True)
-        self.tell(pilot, None, {"closed": True})
-
-    def _pools(self) -> None:
-        """Let the matcher know which pilots each compute data service may use."""
-        for service in self.records.services.values():
-            if service.id.startswith("cds-"):
-                members = {
-                    pilot.id
-                    for pilot in self.records.pilots.values()
-                    if pilot.owner in service.members and not pilot.life.state.is_final
-                }
-                self.matcher.set_pool(service.id, members)
-        self._match_soon()
-
-    # ---------------------------------------------------------------- records
-
-    def _pilot(self, id: str) -> PilotRecord:
-        return _expect(self.records.find(id), PilotRecord)
-
-    def _store(self, id: str) -> StoreRecord:
-        return _expect(self.records.find(id), StoreRecord)
-
-    def _data(self, id: str) -> DataRecord:
-        return _expect(self.records.find(id), DataRecord)
-
-    def _unit(self, id: str) -> UnitRecord:
-        return _expect(self.records.find(id), UnitRecord)
-
-    def _service(self, id: str) -> ServiceRecord:
-        return _expect(self.records.find(id), ServiceRecord)
-
 
 def _unreadable(unit: str, error: BaseException) -> InputError:
     return InputError(f"{unit} cannot run: {error}", root=error.root if isinstance(error, InputError) else str(error))
-
-
-def _expect(record: Record, kind: type[R]) -> R:
-    if not isinstance(record, kind):
-        raise UnknownObjectError(f"{record.id} is another kind of object than was asked for")
-    return record
-
-
-def _may_link(store: Site, pilot: Site) -> bool:
-    """Whether files may be linked where the path can be seen: not if the labels say that the store is far away."""
-    return store.distance(pilot) is not Distance.OTHER_DATACENTER

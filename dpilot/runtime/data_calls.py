@@ -11,9 +11,9 @@ from dpilot.errors import DataError, PilotError
 from dpilot.placement import Site, choose_stores
 from dpilot.runtime import adapter
 from dpilot.runtime.catalogue import store_view
-from dpilot.runtime.coordinator import Coordinator
 from dpilot.runtime.jobs import Open, Remove
 from dpilot.runtime.places import Place
+from dpilot.runtime.pools import Pools
 from dpilot.runtime.records import DataRecord, StoreRecord
 from dpilot.states import State
 from dpilot.urls import new_id
@@ -24,7 +24,7 @@ __all__ = ["DataCalls"]
 Upload = tuple[str, Place, int]
 
 
-class DataCalls(Coordinator):
+class DataCalls(Pools):
     """One method ``call_<name>`` for each call."""
 
     # ---------------------------------------------------------------- stores
