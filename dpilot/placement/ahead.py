@@ -14,16 +14,14 @@ import heapq
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from math import ceil, inf
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from dpilot.placement.demand import Demand
 from dpilot.placement.homes import is_far
 from dpilot.placement.lines import Line, Queue
 from dpilot.placement.places import Pilot, Place, Pool
 from dpilot.placement.topology import Site
 from dpilot.placement.views import InputView
-
-if TYPE_CHECKING:
-    from dpilot.placement.matcher import Matcher
 
 __all__ = ["Ahead", "Copying"]
 
@@ -59,11 +57,11 @@ class Ahead:
 
     Parameters
     ----------
-    matcher : Matcher
+    matcher : Demand
         Whose lines and places they are.
     """
 
-    def __init__(self, matcher: Matcher) -> None:
+    def __init__(self, matcher: Demand) -> None:
         self._matcher = matcher
         self._seen: tuple[object, ...] = ()
         self.next_at: float | None = None  # when more could be brought, though nothing has happened

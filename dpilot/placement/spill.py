@@ -11,16 +11,13 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
 
+from dpilot.placement.bindings import Binding, Bindings
 from dpilot.placement.homes import is_far, named
 from dpilot.placement.lines import Line, Queue, Waiting
 from dpilot.placement.places import Pilot, Pool
 from dpilot.placement.topology import Site
 from dpilot.placement.views import InputView
-
-if TYPE_CHECKING:
-    from dpilot.placement.matcher import Binding, Matcher
 
 __all__ = ["Spill"]
 
@@ -39,11 +36,11 @@ class Spill:
 
     Parameters
     ----------
-    matcher : Matcher
+    matcher : Bindings
         Whose units and slots they are.
     """
 
-    def __init__(self, matcher: Matcher) -> None:
+    def __init__(self, matcher: Bindings) -> None:
         self._matcher = matcher
 
     def wait(self, queue: Queue, head: Waiting) -> None:

@@ -1,0 +1,229 @@
+"""The units that wait: equal ones in lines, and the lines in the queues of their homes.
+
+Homes are not kept up to date: a line has a version, and is given its home anew when it comes to the head of its queue
+and the pilots or links are no longer the same. A replica more or less is told to the lines that read it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+
+from dpilot.placement.estimates import RunTimes
+from dpilot.placement.fleet import Fleet
+from dpilot.placement.homes import choose, is_far, named
+from dpilot.placement.lines import Line, Queue, Waiting
+from dpilot.placement.places import Need, Place, Pool
+from dpilot.placement.policy import Policy
+from dpilot.placement.topology import Site
+from dpilot.placement.transit import Transit
+from dpilot.placement.views import InputView, Request
+
+__all__ = ["Demand"]
+
+#: How many lines are told at once of a replica.
+_MOST_TOLD = 64
+
+
+class Demand(Fleet):
+    """What is asked of the pilots. For the parameters see :class:`~dpilot.placement.matcher.Matcher`."""
+
+    def __init__(
+        self,
+        policy: Policy | None,
+        in_flight_s: float,
+        unknown_runtime_s: float,
+        inputs: Mapping[str, InputView] | None,
+        ahead: bool,
+    ) -> None:
+        self.ahead = ahead
+        self.policy = policy or Policy()
+        super().__init__(Transit(self.policy.links), in_flight_s)
+        self.runtimes = RunTimes(unknown_runtime_s)
+        self.inputs: Mapping[str, InputView] = {} if inputs is None else inputs
+        self._lines: dict[Request, Line] = {}
+        self._readers: dict[str, Line | dict[Line, None]] = {}  # data unit -> who reads it; mostly it is one
+        self._waiting: dict[str, Waiting] = {}
+        self._staging: dict[str, Waiting] = {}  # units that are bound and wait for data
+        self._recalled: set[str] = set()  # of these, those that are to be taken back
+        self._count = 0
+
+    # -- units
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __contains__(self, unit: str) -> bool:
+        return unit in self._waiting
+
+    def submit(self, unit: str, request: Request, *, now: float, priority: float = 0.0, order: float = 0.0) -> None:
+        """`unit` is ready to run: its inputs are there. Higher `priority` first, then lower `order`."""
+        line = self._lines.get(request)
+        self._count += 1
+        if line is None:
+            line = self._lines[request] = Line(request, self._pool(request), Need.of(request), self._count)
+            for du in request.inputs:
+                self._read(du, line)
+        self._staging.pop(unit, None)
+        if unit in self._recalled:
+            self._recalled.discard(unit)
+            line.is_stuck = True
+            if line.queues:
+                self._untold[line] = None
+        waiting = self._waiting[unit] = Waiting(-priority, order, self._count, unit, now, line)
+        line.push(waiting)
+        if not line.queues:
+            self.stand(line, now)
+            return
+        line.queues[0].place.count(request.kind, request.slots)
+        if line.head() is waiting:
+            for queue in line.queues:
+                queue.push(waiting)
+        grown = line.length & (line.length - 1) == 0  # twice as long as when it was last told
+        for queue in line.queues:
+            if grown:
+                queue.push_movable(line)
+            self.mark(queue)
+        if grown and line.is_coming:
+            self._want(line, waiting)
+
+    def withdraw(self, unit: str) -> None:
+        """`unit` waits no longer (canceled, or failed)."""
+        self._recalled.discard(unit)
+        waiting = self._waiting.pop(unit, None)
+        if waiting is None:
+            return
+        line, request = waiting.line, waiting.line.request
+        was_head = line.head() is waiting
+        line.shorten(self._waiting)
+        if line.queues:
+            line.queues[0].place.count(request.kind, -request.slots)
+        head = line.head()
+        if head is None:
+            for queue in line.queues:
+                queue.lines.pop(line, None)
+            self._untold.pop(line, None)
+            del self._lines[request]
+            for du in request.inputs:
+                self._unread(du, line)
+        if was_head:
+            for queue in line.queues:
+                if head is not None:
+                    queue.push(head)
+                if queue.reserved_for is waiting:
+                    self._unreserve(queue.reserved)
+
+    def copied(self, du: str, site: Site, is_there: bool = True) -> None:
+        """A data unit was brought ahead of units, or could not be: then units that want it bring it themselves."""
+        if self.transit.end_copy(du, site) and not is_there:
+            for line in list(self.readers(du)):
+                if line.is_coming:
+                    line.is_late, line.target = True, None
+                    self._untold[line] = None
+
+    def data_changed(self, du: str) -> None:
+        """A data unit has a replica more or less, or another size: those that wait for it may have another home."""
+        readers = self._readers.get(du)
+        if readers is None:
+            return
+        if isinstance(readers, Line):
+            self.stand(readers, None)
+        elif len(readers) <= _MOST_TOLD:
+            for line in readers:
+                self.stand(line, None)
+        else:
+            self._untold.update(readers)
+
+    def readers(self, du: str) -> Iterable[Line]:
+        """The lines that read a data unit."""
+        readers = self._readers.get(du, {})
+        return (readers,) if isinstance(readers, Line) else readers
+
+    def named(self, line: Line) -> list[Place]:
+        """The places that a line's inputs and labels name."""
+        return named(line, self.views(line.request))
+
+    def _read(self, du: str, line: Line) -> None:
+        before = self._readers.setdefault(du, line)
+        if isinstance(before, dict):
+            before[line] = None
+        elif before is not line:
+            self._readers[du] = {before: None, line: None}
+
+    def _unread(self, du: str, line: Line) -> None:
+        readers = self._readers.get(du)
+        if isinstance(readers, dict):
+            readers.pop(line, None)
+        if readers is line or readers == {}:
+            del self._readers[du]
+
+    # -- where lines stand
+
+    def views(self, request: Request) -> list[InputView]:
+        """The inputs of a request as they are now."""
+        inputs = self.inputs
+        return [inputs[du] for du in request.inputs]
+
+    def lasts_s(self, request: Request) -> float | None:
+        """How long a unit runs, as far as is known; None: not known."""
+        return self.runtimes.known_s(request.kind) if request.walltime_s is None else request.walltime_s
+
+    def _version(self, line: Line) -> int:
+        # None of these ever falls, so the sum tells of both.
+        return line.pool.version + self.policy.links.version
+
+    def stand(self, line: Line, now: float | None) -> None:
+        """Have a line stand in the queues of its homes as they are now."""
+        request, pool, head = line.request, line.pool, line.head()
+        assert head is not None, "a line without units was kept"
+        views = self.views(request)
+        lasts_s = None if now is None else self.lasts_s(request)
+        until = None if now is None or lasts_s is None else now + lasts_s
+        ahead = self.ahead and line.need.slots == 1 and not line.is_late
+        homes, visits = choose(line, views, self.policy, until, ahead, partial(self._is_stuck_at, views))
+        home = homes[0] if homes else pool.nowhere
+        may_come = ahead and home is not pool.nowhere and home.keeps
+        line.is_coming = home is pool.away or (may_come and is_far(views, home.site))
+        line.is_asked = False
+        queues = tuple([self._queue(place, pool, line.need, line.is_coming) for place in homes or (home,)])
+        line.version = self._version(line)
+        before, line.queues = line.queues, queues
+        if before != queues:
+            if before:
+                before[0].place.count(request.kind, -line.length * request.slots)
+            queues[0].place.count(request.kind, line.length * request.slots)
+            line.nbytes = float(sum(view.nbytes for view in views))
+            for queue in before:
+                queue.lines.pop(line, None)
+            for queue in queues:
+                if queue.is_coming:
+                    queue.lines[line] = None
+                if queue not in before:
+                    queue.push(head)
+                    queue.push_movable(line)
+            for weight, place in visits:
+                heapq.heappush(place.visits, (head.rank, weight, line.number, line))
+            if line.is_coming:
+                cost_s = 0.0 if home is pool.away else self.policy.fit_s(request, home.site, views)
+                heapq.heappush(pool.late, (head.since + 2 * (cost_s + self.policy.prefer_wait_s), line.number, line))
+        if line.is_coming:
+            self._want(line, head)
+        for queue in queues:
+            self.mark(queue)
+
+    def _is_stuck_at(self, views: Sequence[InputView], site: Site) -> bool:
+        return any(self.transit.is_overdue_near(view.id, site) for view in views)
+
+    def _want(self, line: Line, head: Waiting) -> None:
+        """The data of a line has to be brought."""
+        entry = head.rank, line.nbytes / line.length, line.number, line
+        heapq.heappush(line.pool.wanting, entry)
+
+    def _queue(self, place: Place, pool: Pool, need: Need, is_coming: bool) -> Queue:
+        queues = place.coming if is_coming else place.queues
+        queue = queues.get(need)
+        if queue is None:
+            self._count += 1
+            queue = queues[need] = Queue(place, pool, need, self._count, is_coming)
+        return queue
