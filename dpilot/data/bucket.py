@@ -8,10 +8,11 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -33,6 +34,7 @@ _FAST = 400e6  # bytes a second of one connection
 _PIECE = 256 * 1024  # small enough to stay in the processor's cache while it is hashed and written
 _WHOLE = 4 * _PIECE  # as one piece: each takes a change of threads
 _MAX_PARTS = 9_000  # S3 takes 10,000
+_SHARE = 1024 * 1024  # at least, of an object that several connections bring at once
 
 _VALID_S = 3600  # of a signed URL, with which a part is asked for at once
 
@@ -85,14 +87,14 @@ class Bucket:
         self._sign = sign
         self._ca_bundle = ca_bundle
 
-    def read(self, key: str, *, empty: bool = False) -> Iterator[Buffer]:
+    def read(self, key: str, nbytes: int | None = None) -> Iterator[Buffer]:
         """The bytes of an object in pieces.
 
         Parameters
         ----------
         key : str
-        empty : bool
-            Whether it is thought to be empty: of an empty object there is no range.
+        nbytes : int, optional
+            How many it is thought to have.
 
         Raises
         ------
@@ -100,6 +102,10 @@ class Bucket:
             One of Python's own, that says in a sentence what obstore says on a page.
         """
         with _errors():
+            if len(shares := _shares(nbytes or 0)) > 1:
+                yield from self._at_once(key, shares)
+                return
+            empty = nbytes == 0  # of an empty object there is no range
             first = obstore.get(self._store, key, options={} if empty else {"range": (0, _PART)})
             size = first.meta["size"]
             if empty or size <= _PART:
@@ -111,6 +117,27 @@ class Bucket:
             plain = SignedObject(lambda: self._sign(key), first.meta["e_tag"], self._ca_bundle)
             with closing(plain):
                 yield from self._parts(key, plain, first.stream(_PIECE), range(_PART, size))
+
+    def _at_once(self, key: str, shares: Sequence[range]) -> Iterator[Buffer]:
+        """An object of middling size: the first share as it comes, while further connections bring the others.
+
+        Over a long way a connection begins slowly; and one that begins beside others on a full link may stay so slow
+        that it takes ten times as long as they do.
+        """
+        with ThreadPoolExecutor(len(shares), thread_name_prefix="dpilot-s3") as pool:
+            others = [pool.submit(self._part, key, share) for share in shares[1:]]
+            try:
+                first = obstore.get(self._store, key, options={"range": (0, shares[0].stop)})
+                if first.meta["size"] == shares[-1].stop:
+                    yield from first.stream(_PIECE)
+                    for other in others:
+                        yield from other.result()
+                    return
+            finally:
+                for other in others:
+                    other.cancel()
+                    _ahead.release()
+        yield from self.read(key)  # it is not what it was thought to be
 
     def _parts(self, key: str, plain: SignedObject, pieces: Iterable[Buffer], rest: range) -> Iterator[Buffer]:
         """The pieces at hand, then the rest of a large object: over one connection while that is fast, else several."""
@@ -194,6 +221,15 @@ class Bucket:
         finally:
             for _ in range(extra):
                 _ahead.release()
+
+
+def _shares(nbytes: int) -> list[range]:
+    """What of an object each of several connections is to bring; the further ones are taken from `_ahead`."""
+    count = 1
+    while count <= _AHEAD and (count + 1) * _SHARE <= nbytes <= _PART and _ahead.acquire(blocking=False):
+        count += 1
+    ends = [nbytes * i // count for i in range(count + 1)]
+    return [range(*pair) for pair in pairwise(ends)]
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class S3Location(ObjectLocation):
         """The bytes of a file in pieces; each is valid until the next one is asked for."""
         bucket, key = self._bucket()
         if bucket is not None:
-            pieces = bucket.read(key, empty=nbytes == 0)
+            pieces = bucket.read(key, nbytes)
             first = None
             with suppress(OSError):  # s3fs will tell why, as it does for everything else
                 first = next(pieces, b"")

@@ -40,10 +40,11 @@ def uploads(location: S3Location) -> list[Any]:
 
 
 @pytest.mark.parametrize("fast", [0, math.inf])
-@pytest.mark.parametrize("size", [0, 1, 1000, 100_000, 100_001, 250_000, 1_234_567])
+@pytest.mark.parametrize("size", [0, 1, 1000, 39_999, 40_000, 70_001, 100_000, 100_001, 250_000, 1_234_567])
 def test_all_sizes_arrive(s3: S3, monkeypatch: pytest.MonkeyPatch, size: int, fast: float) -> None:
     """Whether a connection seems as fast as can be (0), or not (inf), so that parts are fetched ahead."""
-    for name, value in {"_PART": 100_000, "_LONG_PART": 300_000, "_PIECE": 30_000, "_FAST": fast}.items():
+    sizes = {"_PART": 100_000, "_LONG_PART": 300_000, "_PIECE": 30_000, "_SHARE": 20_000}
+    for name, value in {**sizes, "_FAST": fast}.items():
         monkeypatch.setattr(bucket, name, value)
     target = place(s3).child("a b")
     data = LARGE[:size]
@@ -64,6 +65,35 @@ def test_a_reader_that_stops_early_gives_back_its_parts(s3: S3, monkeypatch: pyt
     assert bucket._ahead._value < bucket._AHEAD_OF_ALL
     reading.close()
     assert bucket._ahead._value == bucket._AHEAD_OF_ALL
+
+
+def test_several_connections_bring_an_object_of_middling_size(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = place(s3).child("a")
+    nbytes = 3 * 1024 * 1024 + 1
+    target.write([LARGE[:nbytes]], nbytes)
+    found, key = target._bucket()
+    assert found is not None
+    asked: list[range] = []
+    part = bucket.Bucket._part
+
+    def noted(self: bucket.Bucket, key: str, share: range) -> list[Any]:
+        asked.append(share)
+        return part(self, key, share)
+
+    monkeypatch.setattr(bucket.Bucket, "_part", noted)
+    assert b"".join(map(bytes, found.read(key, nbytes))) == LARGE[:nbytes]
+    third = nbytes // 3
+    assert sorted(asked, key=lambda share: share.start) == [range(third, 2 * third), range(2 * third, nbytes)]
+    # Not where other files have taken the connections.
+    asked.clear()
+    for _ in range(bucket._AHEAD_OF_ALL):
+        assert bucket._ahead.acquire(blocking=False)
+    try:
+        assert b"".join(map(bytes, found.read(key, nbytes))) == LARGE[:nbytes]
+    finally:
+        for _ in range(bucket._AHEAD_OF_ALL):
+            bucket._ahead.release()
+    assert asked == []
 
 
 def test_a_connection_that_breaks_is_taken_up_where_it_broke(s3: S3) -> None:
