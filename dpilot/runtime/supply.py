@@ -63,18 +63,19 @@ class Supply(Herald):
     def _replicas(self, data: DataRecord, site: Site, reader: str | None) -> list[Replica]:
         """Those of a data unit as a worker at a site sees them: the one that is counted on, then the nearest.
 
-        What the worker sees as local files comes first: it is not moved at all.
+        What the worker sees as local files comes first: it is not moved at all. Of a store and a cache at the same
+        site, it is the store: that serves many at once.
         """
         links, counted_on = self.matcher.policy.links, self.matcher.transit.source_of(data.id, site)
         found: list[tuple[Any, Replica]] = []
         for store in map(self._store, data.replicas):
             place, may_link = self.catalogue.place(store.id, reader), _may_link(store.site, site)
             is_seen = may_link and reader in store.hosts
-            order = not is_seen, store.site != counted_on, links.rank(store.site, site), store.id
+            order = not is_seen, store.site != counted_on, links.rank(store.site, site), 0, store.id
             found.append((order, Replica(store.id, place, int(store.site.distance(site)), may_link)))
         assert data.manifest is not None
         for pilot, at, place in self.caches.sources(data, data.manifest, site, counted_on):
-            order = True, at != counted_on, links.rank(at, site), pilot
+            order = True, at != counted_on, links.rank(at, site), 1, pilot
             found.append((order, Replica(pilot, place, int(at.distance(site)), False)))
         return [replica for _, replica in sorted(found, key=lambda one: one[0])]
 
