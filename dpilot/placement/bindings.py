@@ -68,17 +68,19 @@ class Bindings(Demand):
         self._pilot_of[unit] = pilot
         if views:
             self.transit.begin(unit, views, pilot.site, now)
-        if not views or not self.transit.needs(unit):
-            self.runtimes.begin(request.kind, now)
-        else:
+        if views and self.transit.needs(unit):
             self._staging[unit] = waiting
+        elif not reservation.waits:
+            self.runtimes.begin(request.kind, unit, now)
         return Binding(unit, pilot.name, reservation.worker, Decision(unit, pilot.name, work_out=told))
 
     def staged(self, unit: str) -> None:
         """`unit`, which is bound, has its inputs: they are on no link any more."""
-        self._staging.pop(unit, None)
+        bound = self._staging.pop(unit, None)
         self._recalled.discard(unit)
         self.transit.end(unit)
+        if bound is not None:
+            self.runtimes.begin(bound.line.request.kind, unit, self.runtimes.now)
 
     def release(self, unit: str) -> None:
         """`unit` has ended, or was lost: give back its slots."""
@@ -86,6 +88,7 @@ class Bindings(Demand):
         if pilot is not None:
             self._staging.pop(unit, None)
             self.transit.end(unit)
+            self.runtimes.end(unit)
             pilot.slots.release(unit)
             self._changed[pilot] = None
 
@@ -101,6 +104,7 @@ class Bindings(Demand):
         if pilot is not None:
             self._staging.pop(unit, None)
             self.transit.end(unit)
+            self.runtimes.end(unit)
             pilot.slots.rename(unit, name)
             self._pilot_of[name] = pilot
 

@@ -39,8 +39,7 @@ class Demand(Fleet):
     ) -> None:
         self.ahead = ahead
         self.policy = policy or Policy()
-        super().__init__(Transit(self.policy.links), in_flight_s)
-        self.runtimes = RunTimes(unknown_runtime_s)
+        super().__init__(Transit(self.policy.links), RunTimes(unknown_runtime_s), in_flight_s)
         self.inputs: Mapping[str, InputView] = {} if inputs is None else inputs
         self._lines: dict[Request, Line] = {}
         self._readers: dict[str, Line | dict[Line, None]] = {}  # data unit -> who reads it; mostly it is one

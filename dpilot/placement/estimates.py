@@ -1,62 +1,133 @@
-"""How long a kind of work runs: learned from the units that have ended."""
+"""How long a kind of work runs: learned from the units that have ended, and from those that have not yet."""
 
 from __future__ import annotations
 
 __all__ = ["RunTimes"]
 
-#: Weight of the newest observation in the moving average.
+#: Weight of the newest observation in the moving averages.
 _WEIGHT = 0.3
+#: Where messages take no longer there and back, no unit is sent ahead.
+_LEAST_GAP_S = 0.02
+
+
+class _Kind:
+    __slots__ = ("begun_s", "deviation_s", "ended", "is_settled", "mean_s", "running")
+
+    def __init__(self) -> None:
+        self.mean_s: float | None = None
+        self.deviation_s = 0.0  # mean of how far they were off the mean
+        self.ended = 0
+        self.running: dict[str, float] = {}  # units that run, and since when, the first one first
+        self.begun_s = 0.0  # sum of these times
+        self.is_settled = False  # whether so many have ended that those that run need not be asked
+
+    def observe(self, seconds: float) -> None:
+        off_s = 0.0 if self.mean_s is None else abs(seconds - self.mean_s)
+        self.deviation_s += _WEIGHT * (off_s - self.deviation_s)
+        self.mean_s = seconds if self.mean_s is None else self.mean_s + _WEIGHT * (seconds - self.mean_s)
+        self.ended += 1
+        if self.ended >= len(self.running):
+            self.is_settled = True
+            self.running.clear()
+
+    def shown_s(self, now: float) -> float:
+        """How long the first of those that run has run by now."""
+        return max(0.0, now - next(iter(self.running.values()), now))
 
 
 class RunTimes:
     """Exponentially weighted mean run time of each kind of work.
 
+    The first units that end are the shortest ones. So as long as few have ended, those that run are asked, too: all the
+    time that was spent, for each one that has ended, is an estimate without such a bias. It is no more than how long
+    one has indeed run by now.
+
     Parameters
     ----------
     unknown_s : float
         What is assumed of a kind that has not run yet, in seconds.
+
+    Attributes
+    ----------
+    now : float
+        What time it is, as the caller was told last.
     """
 
-    __slots__ = ("_begun", "_deviation_s", "_mean_s", "unknown_s")
+    __slots__ = ("_kinds", "_of", "_unknown", "now", "unknown_s")
 
     def __init__(self, unknown_s: float = 0.5) -> None:
         self.unknown_s = unknown_s
-        self._mean_s: dict[str, float] = {}
-        self._deviation_s: dict[str, float] = {}  # mean of how far they were off the mean
-        self._begun: dict[str, float] = {}  # when the first one began, of kinds of which none has ended
+        self.now = 0.0
+        self._kinds: dict[str, _Kind] = {}
+        self._of: dict[str, _Kind] = {}  # units that run
+        self._unknown: dict[str, float] = {}  # kinds of which none has ended, and when the first one began
 
-    def begin(self, kind: str, now: float) -> None:
+    def begin(self, kind: str, unit: str, now: float) -> None:
         """A unit of `kind` begins to run."""
-        if kind not in self._mean_s:
-            self._begun.setdefault(kind, now)
+        known = self._kinds.get(kind)
+        if known is None:
+            known = self._kinds[kind] = _Kind()
+        if known.mean_s is None:
+            self._unknown.setdefault(kind, now)
+        if not known.is_settled:
+            known.running[unit] = now
+            known.begun_s += now
+            self._of[unit] = known
+
+    def end(self, unit: str) -> None:
+        """A unit runs no more, if it ever did."""
+        if not self._of:
+            return
+        known = self._of.pop(unit, None)
+        if known is not None and not known.is_settled:
+            known.begun_s -= known.running.pop(unit)
 
     def observe(self, kind: str, seconds: float) -> None:
         """A unit of `kind` has run for `seconds`."""
-        mean_s = self._mean_s.get(kind)
-        self._begun.pop(kind, None)
-        off_s = 0.0 if mean_s is None else abs(seconds - mean_s)
-        deviation_s = self._deviation_s.get(kind, 0.0)
-        self._deviation_s[kind] = deviation_s + _WEIGHT * (off_s - deviation_s)
-        self._mean_s[kind] = seconds if mean_s is None else mean_s + _WEIGHT * (seconds - mean_s)
+        known = self._kinds.get(kind)
+        if known is None:
+            known = self._kinds[kind] = _Kind()
+        self._unknown.pop(kind, None)
+        known.observe(seconds)
 
     def known_s(self, kind: str) -> float | None:
         """How long a unit of `kind` is expected to run, in seconds; None if none has run yet."""
-        return self._mean_s.get(kind)
+        known = self._kinds.get(kind)
+        return None if known is None else known.mean_s
 
-    def soonest_s(self, kind: str) -> float | None:
-        """How soon a unit of `kind` may well end, in seconds; None if none has run yet."""
-        mean_s = self._mean_s.get(kind)
-        return None if mean_s is None else max(0.0, mean_s - 2 * self._deviation_s[kind])
+    def follow_s(self, kind: str, gap_s: float) -> float | None:
+        """How long after a unit of `kind` the next one may be sent to its slot, in seconds; None: once it has ended.
+
+        Parameters
+        ----------
+        kind : str
+        gap_s : float
+            How long messages take to the slot's worker and back: so long it would stand idle. What is sent must not
+            wait for longer there, where it cannot go elsewhere: so the end has to be known that well.
+        """
+        known = self._kinds.get(kind)
+        if known is None or known.mean_s is None or gap_s <= _LEAST_GAP_S:
+            return None
+        early_s = 2 * known.deviation_s
+        return known.mean_s - early_s if early_s <= gap_s < 2 * (known.mean_s - early_s) else None
 
     def unknown_for_s(self, now: float) -> float | None:
         """For how long the latest kind of which nothing is known has run by now; None: all are known."""
-        return None if not self._begun else max(0.0, now - max(self._begun.values()))
+        return None if not self._unknown else max(0.0, now - max(self._unknown.values()))
 
     def shown_s(self, kind: str, now: float) -> float:
         """How long a unit of `kind` runs as far as was seen: if none has ended, as long as the first one has by now."""
-        mean_s = self._mean_s.get(kind)
-        return max(0.0, now - self._begun.get(kind, now)) if mean_s is None else mean_s
+        known = self._kinds.get(kind)
+        if known is None:
+            return 0.0
+        return known.shown_s(now) if known.mean_s is None else known.mean_s
 
     def expected_s(self, kind: str) -> float:
         """How long a unit of `kind` is expected to run, in seconds."""
-        return self._mean_s.get(kind, self.unknown_s)
+        known = self._kinds.get(kind)
+        if known is None or known.mean_s is None:
+            return self.unknown_s
+        if known.is_settled:
+            return known.mean_s
+        spent_s = (self.now * len(known.running) - known.begun_s) / known.ended
+        return max(known.mean_s, min(spent_s, known.shown_s(self.now)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Collection
 
+from dpilot.placement.estimates import RunTimes
 from dpilot.placement.lines import Line, Queue, Waiting
 from dpilot.placement.places import Pilot, Place, Pool
 from dpilot.placement.slots import PilotSlots, Reservation
@@ -14,6 +15,9 @@ from dpilot.placement.views import Request
 
 __all__ = ["Fleet"]
 
+#: What took longer did not only travel: somebody was busy.
+_MOST_GAP_S = 0.25
+
 
 class Fleet:
     """The half of a matcher that is about pilots: events of theirs mark the queues that they concern.
@@ -21,12 +25,14 @@ class Fleet:
     Parameters
     ----------
     transit : Transit
+    runtimes : RunTimes
     in_flight_s : float
         Seconds of work per slot to keep at a worker.
     """
 
-    def __init__(self, transit: Transit, in_flight_s: float) -> None:
+    def __init__(self, transit: Transit, runtimes: RunTimes, in_flight_s: float) -> None:
         self.transit = transit
+        self.runtimes = runtimes
         self.in_flight_s = in_flight_s
         self._pilots: dict[str, Pilot] = {}
         self._pilot_of: dict[str, Pilot] = {}
@@ -78,8 +84,7 @@ class Fleet:
         if gone is None:
             return
         for unit in list(gone.slots.reservations):
-            self._pilot_of.pop(unit, None)
-            self.transit.end(unit)
+            self._lose(unit)
         self._unreserve(gone)
         self._changed.pop(gone, None)
         self._fresh.pop(gone, None)
@@ -93,6 +98,11 @@ class Fleet:
         for pool in (*self._pools.values(), *self._direct.values()):
             pool.ends = pool.ends or (ends_at is not None and pilot in pool.root.pilots)
         self._re_decide(self._pilots[pilot])
+
+    def set_gap(self, pilot: str, gap_s: float) -> None:
+        """How long messages take to the workers of a pilot and back, see :class:`PilotSlots`."""
+        if pilot in self._pilots:
+            self._pilots[pilot].slots.gap_s = min(gap_s, _MOST_GAP_S)
 
     def set_pool(self, pool: str, pilots: frozenset[str] | set[str] | None) -> None:
         """Which pilots the units of a pool may use; None: all, as long as nobody tells."""
@@ -138,12 +148,16 @@ class Fleet:
             return
         slots = held.slots.workers[address].slots
         for unit in held.slots.remove_worker(address):
-            self._pilot_of.pop(unit, None)
-            self.transit.end(unit)
+            self._lose(unit)
         held.declare(held.declared - slots)
         self._unreserve(held)
         self._re_decide(held)
         self._changed[held] = None
+
+    def _lose(self, unit: str) -> None:
+        self._pilot_of.pop(unit, None)
+        self.transit.end(unit)
+        self.runtimes.end(unit)
 
     def idle_slots(self, pilot: str) -> int:
         """Slots of `pilot` that no unit holds."""

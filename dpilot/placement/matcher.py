@@ -105,6 +105,7 @@ class Matcher(Bindings):
         unit ends earlier there than the last one of those that wait for the home would.
         """
         bindings: list[Binding] = []
+        self.runtimes.now = now
         recalls = self._reconsider(now)
         if recalls:
             return Matching(bindings, 0.0, (), recalls)

@@ -37,6 +37,7 @@ class Reservation(NamedTuple):
     shares: tuple[Share, ...]
     expected_s: float
     several: bool  # whether it asked for more than one slot
+    waits: bool = False  # whether it has to wait for the units before it
 
     @property
     def worker(self) -> str:
@@ -99,10 +100,16 @@ class PilotSlots:
     ----------
     in_flight_s : float
         Seconds of work per slot to keep at a worker.
+
+    Attributes
+    ----------
+    gap_s : float
+        How long messages take to a worker and back: as long as that lasts units have to be there for beyond those.
     """
 
     def __init__(self, in_flight_s: float = 0.05) -> None:
         self.in_flight_s = in_flight_s
+        self.gap_s = 0.0
         self.workers: dict[str, _Worker] = {}
         self.reservations: dict[str, Reservation] = {}
         self.total = 0
@@ -186,7 +193,7 @@ class PilotSlots:
         idle = worker.idle
         if worker.exclusive or not worker.is_open or expected_s >= self.in_flight_s:
             return idle  # what is so long is not queued
-        left_s = self.in_flight_s * worker.slots - worker.backlog_s
+        left_s = (self.in_flight_s + self.gap_s) * worker.slots - worker.backlog_s
         queue = int(left_s / max(expected_s, LEAST_UNIT_S) + 1e-6)  # what adds up to a whole unit is one
         return max(idle, queue)
 
@@ -277,7 +284,8 @@ class PilotSlots:
         shares = self._shares(slots, expected_s, memory_nbytes, gpus)
         if shares is None:
             return None
-        reservation = Reservation(tuple(shares), expected_s, slots > 1)
+        waits = slots == 1 and not self.workers[shares[0].worker].idle
+        reservation = Reservation(tuple(shares), expected_s, slots > 1, waits)
         for share in shares:
             worker = self.workers[share.worker]
             worker.exclusive += slots > 1

@@ -44,9 +44,6 @@ logger = logging.getLogger(__name__)
 #: How long a unit may have been at its worker before clients are told that it runs: most tiny units
 #: have ended by then, and one message tells both.
 _TELL_AFTER_S = 0.02
-#: Where a unit is on its way for no longer than this, there and back, the next one is not sent ahead: Dask's own
-#: batches of messages take some milliseconds anywhere.
-_LEAST_GAP_S = 0.02
 #: The result of a program.
 _NONE = pickle.dumps(None)
 
@@ -161,6 +158,7 @@ class Coordinator(Supply):
 
     def _succeeded(self, record: UnitRecord, message: dict[str, Any]) -> None:
         begun, ended = adapter.computed(message)
+        held = self.matcher.held(record.id)
         self.matcher.release(record.id)
         self.unbound(record)
         self._stop_writing(record)
@@ -173,18 +171,21 @@ class Coordinator(Supply):
         if begun is not None and ended is not None:
             # Without the staging: that is a matter of the place, not of the kind of work.
             self.matcher.runtimes.observe(record.request.kind, max(0.0, ended - begun - record.staged_s))
-            self._observe_gap(record, ended - begun)
+            if held is not None and not held.waits:
+                self._observe_gap(record, ended - begun)
         record.result = (message.get("metadata") or {}).get(adapter.HANDLER)
         self.advance(record, State.Done, ended, result=record.result, pilot=record.pilot)
         for du in record.outputs:
             self._written(self.records.data[du], record)
 
     def _observe_gap(self, record: UnitRecord, took_s: float) -> None:
-        """Learn how long units of a pilot are on their way, there and back; slowly from those that waited there."""
+        """Learn how long units of a pilot are on their way, there and back, from one that found a slot idle."""
         if record.pilot is not None:
             gap_s = max(0.0, time.time() - record.bound - took_s)
             known_s = self._gap_s.get(record.pilot)
-            self._gap_s[record.pilot] = gap_s if known_s is None else min(gap_s, known_s + 0.05 * (gap_s - known_s))
+            gap_s = gap_s if known_s is None else min(gap_s, known_s + 0.05 * (gap_s - known_s))
+            self._gap_s[record.pilot] = gap_s
+            self.matcher.set_gap(record.pilot, gap_s)
 
     def _fail(self, record: UnitRecord, error: BaseException) -> None:
         """Have a unit fail, for a reason that lies outside of its work."""
@@ -295,11 +296,10 @@ class Coordinator(Supply):
     def _bound(self, record: UnitRecord, now: float) -> None:
         """Expect the end of a unit that was bound: the next one is sent so that it arrives just then."""
         record.bound = now
-        runs_s = self.matcher.runtimes.soonest_s(record.request.kind)
-        gap_s = self._gap_s.get(record.pilot or "", 0.0)
-        if runs_s is not None and gap_s > _LEAST_GAP_S and runs_s > gap_s / 2:
+        follow_s = self.matcher.runtimes.follow_s(record.request.kind, self._gap_s.get(record.pilot or "", 0.0))
+        if follow_s is not None:
             # It ends half a gap later, for the way to its worker takes that long; so does the way of the next one.
-            self._loop.call_later(runs_s, self._leaves, record, record.attempt)
+            self._loop.call_later(follow_s, self._leaves, record, record.attempt)
 
     def _leaves(self, record: UnitRecord, attempt: int) -> None:
         if record.worker is not None and record.attempt == attempt:

@@ -14,8 +14,6 @@ from dpilot.simulator.scenario import Scenario, Unit
 
 __all__ = ["Dpilot"]
 
-#: As in the scheduler: where messages take no longer there and back, the next unit is not sent ahead.
-_LEAST_GAP_S = 0.02
 #: All pilots belong to one service.
 _POOL = "simulated"
 
@@ -93,7 +91,8 @@ class Dpilot:
     def ended(self, unit: int, pilot: int, run_s: float) -> None:
         """Its slots are free, and something was learned of its kind."""
         spec = self._units[unit]
-        self._gap_s[pilot] = 2 * self._pilots[pilot].delay_s
+        gap_s = self._gap_s[pilot] = 2 * self._pilots[pilot].delay_s
+        self.matcher.set_gap(self._pilots[pilot].id, gap_s)
         self.matcher.release(spec.id)
         self.matcher.runtimes.observe(spec.kind, run_s)
 
@@ -145,6 +144,6 @@ class Dpilot:
     def _expect_end(self, unit: int, pilot: int, now: float) -> None:
         """Have the next unit sent so that it arrives just when this one may end, as the scheduler does."""
         spec = self._units[unit]
-        gap_s, runs_s = self._gap_s.get(pilot, 0.0), self.matcher.runtimes.soonest_s(spec.kind)
-        if runs_s is not None and gap_s > _LEAST_GAP_S and runs_s > gap_s / 2:
-            heapq.heappush(self._leaves, (now + runs_s, spec.id))
+        follow_s = self.matcher.runtimes.follow_s(spec.kind, self._gap_s.get(pilot, 0.0))
+        if follow_s is not None:
+            heapq.heappush(self._leaves, (now + follow_s, spec.id))
