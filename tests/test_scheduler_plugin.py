@@ -55,6 +55,20 @@ async def test_units_wait_for_a_pilot_and_other_peoples_tasks_do_not(cluster: Cl
     assert (await unit.explain()).reason == "to pc-1: the only pilot that can run it"
 
 
+async def test_what_is_parked_is_not_looked_at_when_a_worker_joins_and_what_others_want_is(cluster: Cluster) -> None:
+    made = cluster.submit_all([(units.same, (n,)) for n in range(3)])
+    plain = cluster.client.submit(units.same, "plain", resources={"rare": 1})
+    await eventually(lambda: len(cluster.scheduler.unrunnable) == 4, "all wait")
+    assert [task.key for task in cluster.scheduler.unrunnable] == [plain.key]
+    assert not cluster.scheduler.is_idle
+    async with Worker(cluster.scheduler.address, nthreads=1, resources={"rare": 1}, dashboard=False):
+        assert await plain == "plain"
+        assert [unit.task.state for unit in made] == ["no-worker"] * 3
+        await cluster.pilot("pc-1")
+        assert [await unit for unit in made] == [0, 1, 2]
+        assert not len(cluster.scheduler.unrunnable)
+
+
 async def test_no_more_units_are_at_a_pilot_than_it_has_slots(cluster: Cluster, gate: str) -> None:
     await cluster.pilot("pc-1", 2)
     made = cluster.submit_all([(hold, (gate, str(n))) for n in range(5)])

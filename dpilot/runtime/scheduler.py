@@ -46,6 +46,7 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
     async def start(self, scheduler: Scheduler) -> None:
         """Dask calls this when the plugin is registered."""
         self._begin(scheduler)
+        adapter.hide_parked(scheduler)
         adapter.answer_calls(scheduler, self.answer)
         adapter.answer_reports(scheduler, self.take_report)
         adapter.answer_cancels(scheduler, self._dask_cancels)
