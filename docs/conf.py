@@ -60,10 +60,11 @@ html_theme = "pydata_sphinx_theme"
 html_title = "dpilot"
 html_static_path = ["_static"]
 html_css_files = ["dpilot.css"]
+html_favicon = "_static/dpilot.svg"
 html_domain_indices = False
 html_show_sourcelink = False
-# Pages without others below them need no list of these.
-html_sidebars = {page: [] for page in ("index", "tutorial", "concepts", "bigjob", "performance")}
+# Pages without others below them need no list of these; notebooks need the room.
+html_sidebars = {page: [] for page in ("index", "tutorial", "concepts", "bigjob", "performance", "notebooks/*")}
 html_theme_options = {
     "navbar_align": "left",
     "navbar_end": ["theme-switcher"],

@@ -1,4 +1,8 @@
-"""For Sphinx: pictures that follow the reader's theme are put into the page itself, where its colours reach them."""
+"""For Sphinx: pictures follow the reader's theme.
+
+Those that are drawn are put into the page itself, where its colours reach them; photographs of pages that are there as
+``-light.png`` and ``-dark.png`` both go into it, and one is shown.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.transforms import SphinxTransform
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 __all__ = ["setup"]
@@ -26,7 +31,22 @@ class _Inline(SphinxPostTransform):
                 )
 
 
+class _Pairs(SphinxTransform):
+    default_priority = 200  # before Sphinx looks which images there are
+
+    def apply(self, **kwargs: Any) -> None:
+        for image in list(self.document.findall(nodes.image)):
+            dark = image["uri"].replace("-light.png", "-dark.png")
+            if dark != image["uri"] and Path(self.env.doc2path(self.env.docname)).parent.joinpath(dark).is_file():
+                other = image.deepcopy()
+                other["uri"] = dark
+                image["classes"].append("only-light")
+                other["classes"].append("only-dark")
+                image.parent.insert(image.parent.index(image) + 1, other)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Have it used."""
     app.add_post_transform(_Inline)
+    app.add_transform(_Pairs)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

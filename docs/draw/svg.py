@@ -75,7 +75,7 @@ class Picture:
 
     def paragraph(self, x: float, y: float, width: float, text: str, *, size: int = 12, ink: str = "muted") -> int:
         """Text in lines of that width, centred at `x`; how many lines it took."""
-        lines = wrap(text, max(8, int(width / (0.53 * size))))
+        lines = lines_of(text, width, size)
         for number, line in enumerate(lines):
             self.text(x, y + number * size * 1.3, line, size=size, anchor="middle", ink=ink)
         return len(lines)
@@ -100,6 +100,11 @@ class Picture:
                 "</svg>\n",
             ]
         )
+
+
+def lines_of(text: str, width: float, size: int) -> list[str]:
+    """How text is broken into lines of that width."""
+    return wrap(text, max(8, int(width / (0.53 * size))))
 
 
 def legend(picture: Picture, x: float, y: float, names: Iterable[tuple[str, str]]) -> None:
