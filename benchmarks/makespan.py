@@ -80,6 +80,11 @@ def _varied(seed: int) -> Scenario:
     return base.replace(units=tuple(units))
 
 
+def _lagging(name: str, seed: int) -> Scenario:
+    """One copy in five takes three to eight times as long as its link would have it."""
+    return WORKLOADS[name](seed=seed).replace(lagging=0.2)
+
+
 CASES: dict[str, Case] = {
     **{name: partial(_sized, name) for name in ("uniform", "zipf", "pairs", "nocompute", "hotspot")},
     **{f"{name}, small": partial(_sized, name, n_data=12, n_units=24) for name in ("zipf", "pairs", "hotspot")},
@@ -99,6 +104,7 @@ CASES: dict[str, Case] = {
     "run times vary": _varied,
     "few data units": lambda seed: zipf(seed=seed, n_data=4, n_units=400),
     "2 data units": lambda seed: uniform(seed=seed, n_data=2, n_units=200, where=(1.0, 0.0, 0.0)),
+    **{f"{name}, copies lag": partial(_lagging, name) for name in ("zipf", "pairs", "nocompute", "hotspot")},
     "tiny units": lambda seed: uniform(seed=seed, run_s=0.005, n_units=400),
     "tiny units, large data": lambda seed: hotspot(seed=seed, run_s=0.005, n_units=200, nbytes=50 * 10**6),
     "one data unit, 20 machines": lambda seed: broadcast(200, 20, nbytes=200 * 10**6, seed=seed),

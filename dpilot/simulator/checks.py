@@ -34,6 +34,8 @@ def check(scenario: Scenario) -> None:
             raise _refuse(scenario.name, what, repeated[0], "is there twice; ids are unique")
     for name in ("cache_nbytes", "files_at_once"):
         _least(scenario.name, name, getattr(scenario, name), name == "files_at_once")
+    if not 0 <= scenario.lagging <= 1:
+        raise _refuse(scenario.name, "lagging", scenario.lagging, "is no part; write a number from 0 to 1")
     for pilot in scenario.pilots:
         _check_pilot(pilot)
     for data in scenario.data:

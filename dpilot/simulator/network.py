@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import random
 from collections.abc import Callable
 from itertools import count
 
@@ -19,6 +20,9 @@ from dpilot.placement import Distance, Site
 from dpilot.simulator.scenario import Link, Scenario
 
 __all__ = ["Lane", "Network", "Stream", "Transfer"]
+
+#: How many times as long a transfer takes that lags.
+_LAGS = 3.0, 8.0
 
 
 class Transfer:
@@ -48,17 +52,21 @@ class Lane:
 
     def __init__(self, bandwidth: float) -> None:
         self.bandwidth = bandwidth
-        self.n = 0
+        self.n = 0.0  # how many are there; one that lags counts as the part that it takes
         self.streams: dict[Stream, None] = {}  # those with transfers; a dict, as sets have no order to rely on
 
 
 class Stream:
-    """All transfers over the same lanes. `served` is what each one of them would have had since the beginning."""
+    """All transfers over the same lanes. `served` is what each one of them would have had since the beginning.
 
-    __slots__ = ("at_s", "changes", "due", "heap", "lanes", "n", "rate", "served")
+    One that lags is a stream by itself, of a `weight` below 1: it takes that part of a share, and leaves the rest.
+    """
 
-    def __init__(self, lanes: tuple[Lane, ...]) -> None:
+    __slots__ = ("at_s", "changes", "due", "heap", "lanes", "n", "rate", "served", "weight")
+
+    def __init__(self, lanes: tuple[Lane, ...], weight: float = 1.0) -> None:
         self.lanes = lanes
+        self.weight = weight
         self.heap: list[tuple[float, int, Transfer]] = []
         self.n = 0
         self.served = 0.0
@@ -75,7 +83,7 @@ class Stream:
 
     def share(self) -> float:
         """What each transfer gets now, in bytes per second."""
-        return min(lane.bandwidth / lane.n for lane in self.lanes)
+        return self.weight * min(lane.bandwidth / max(1.0, lane.n) for lane in self.lanes)
 
 
 class Network:
@@ -92,6 +100,8 @@ class Network:
         self._at = at
         self._files_at_once = scenario.files_at_once
         self._numbers = count()
+        self._lagging = scenario.lagging
+        self._draw = random.Random(f"lagging/{scenario.seed}")
         self._by_distance: dict[Distance, Link] = {}
         self._by_pair: dict[tuple[str, str], Link] = {}
         self._up: dict[str, Lane] = {}
@@ -163,6 +173,9 @@ class Network:
             transfer.done(now)
             return
         stream = self._way(source, target)
+        far = source.distance(target) is Distance.OTHER_DATACENTER
+        if far and self._lagging and self._draw.random() < self._lagging:
+            stream = Stream(stream.lanes, 1 / self._draw.uniform(*_LAGS))
         stream.advance(now)
         transfer.stream = stream
         transfer.start_v = stream.served
@@ -183,7 +196,7 @@ class Network:
         self._count(stream, -1, now)
         return moved
 
-    def active(self, source: Site, target: Site) -> int:
+    def active(self, source: Site, target: Site) -> float:
         """How many transfers share the busiest lane between two sites now."""
         return max(lane.n for lane in self._way(source, target).lanes)
 
@@ -192,7 +205,7 @@ class Network:
         stream.n += more
         touched: dict[Stream, None] = {}
         for lane in stream.lanes:
-            lane.n += more
+            lane.n += more * stream.weight
             if stream.n:
                 lane.streams[stream] = None
             else:

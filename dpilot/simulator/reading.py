@@ -155,6 +155,7 @@ _SETTINGS: dict[str, Parser] = {
     "cache_nbytes": _nbytes,
     "files_at_once": p.count,
     "peers": p.flag,
+    "lagging": _seconds,
 }
 
 _LISTS = {"pilots": "pilot", "stores": "store", "data": "data", "units": "unit", "links": "link", "uplinks": "uplink"}

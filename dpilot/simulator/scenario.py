@@ -238,6 +238,9 @@ class Scenario:
         How many files of a data unit are moved at the same time, so how often a link's latency is paid.
     peers : bool
         Whether machines bring data units also from the caches of others, not only from stores.
+    lagging : float
+        The part of the transfers between datacenters that lag, as those do that lose packets: each takes three to eight
+        times as long as its share of the way would have it. They are chosen by lot, by the seed.
 
     Raises
     ------
@@ -258,6 +261,7 @@ class Scenario:
     cache_nbytes: int = 10_000_000_000
     files_at_once: int = 8
     peers: bool = True
+    lagging: float = 0.0
 
     def __post_init__(self) -> None:
         from dpilot.simulator.checks import check

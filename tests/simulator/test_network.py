@@ -104,3 +104,12 @@ def test_latency_is_paid_once_for_so_many_files():
 def test_no_bytes_take_the_latency():
     empty = scenario()
     assert ends(empty.replace(data=(Data("du-0", 0, replicas=("store",)),))) == {"cu-0": pytest.approx(1.5)}
+
+
+def test_some_transfers_lag_as_the_lot_has_it():
+    lagging = {seed: ends(scenario(seed=seed, lagging=1.0))["cu-0"] for seed in range(20)}
+    assert all(0.5 + 3 * 10 + 1 <= end <= 0.5 + 8 * 10 + 1 for end in lagging.values())
+    assert len(set(lagging.values())) == 20
+    assert lagging[3] == ends(scenario(seed=3, lagging=1.0))["cu-0"]
+    some = [ends(scenario(seed=seed, lagging=0.5))["cu-0"] for seed in range(20)]
+    assert 0 < some.count(pytest.approx(0.5 + 10 + 1)) < 20

@@ -121,6 +121,7 @@ def one(**more):
             "unit a: .* waits, in a circle",
         ),
         ({"cache_nbytes": -1}, "cache_nbytes -1 is no whole number"),
+        ({"lagging": 1.5}, "lagging 1.5 is no part"),
         ({"files_at_once": 0}, "files_at_once 0 is no whole number of at least 1"),
     ],
 )
