@@ -7,7 +7,7 @@ PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ARGS ?=
 # What runs on the oldest supported versions: all that touches Dask's internals.
 OLDEST := .venv-oldest
-OLDEST_TESTS := tests/test_scheduler_plugin.py tests/test_glue.py tests/test_pilots.py tests/test_reconnect.py \
+OLDEST_TESTS := tests/test_scheduler_plugin.py tests/test_glue.py tests/test_bundles.py tests/test_pilots.py tests/test_reconnect.py \
 	tests/test_secrets.py tests/monitor/test_dashboard.py tests/test_data_units.py
 
 # The first Python that is new enough and can make virtual environments.

@@ -33,8 +33,8 @@ from dpilot.errors import (
     UnknownObjectError,
 )
 from dpilot.placement import Decision
+from dpilot.runtime.attempt import gpus, sandbox
 from dpilot.runtime.staging import StagedData
-from dpilot.runtime.worker import gpus, sandbox
 from dpilot.service import (
     Callback,
     ComputeDataService,

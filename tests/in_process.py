@@ -106,7 +106,9 @@ class Cluster:
 
     def submit_all(self, calls: list[tuple[Callable[..., Any], tuple[Any, ...]]], **keys: Any) -> list[Unit]:
         """Units in one graph."""
-        own = {name: keys.pop(name) for name in ("priority", "retries") if name in keys}
+        own = {name: keys.pop(name) for name in ("priority", "retries", "transfers") if name in keys}
+        if "own_walltime_s" in keys:
+            own["walltime_s"] = keys.pop("own_walltime_s")
         works = [Call(dump_function(f), dump_arguments(args, {}, lambda _: None)[0]) for f, args in calls]
         return self._submit(works, own, keys)
 

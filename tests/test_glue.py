@@ -125,14 +125,17 @@ async def test_restart_with_several_clients_and_plain_tasks(cluster: Cluster, ga
 # -- work stealing
 
 
-async def test_dask_does_not_steal_what_was_placed(cluster: Cluster, gate: str) -> None:
-    """Tiny units queue at their worker beside an idle one: Dask would take them there, though they were sent here."""
+async def test_dask_does_not_steal_what_was_placed(cluster: Cluster, gate: str, tmp_path: Path) -> None:
+    """Short units queue at their worker beside an idle one: Dask would take them there, though they were sent here."""
     await cluster.pilot("pc-eu", 1, Site("eu"))
     await cluster.pilot("pc-us", 1, Site("us"))
-    cluster.plugin.matcher.runtimes.observe("tiny", 0.001)
-    first = cluster.submit(hold, gate, "first", kind="tiny", site=Site("eu"), require=True)
+    cluster.plugin.matcher.runtimes.observe("short", 0.001)
+    (tmp_path / "file").touch()
+    keys: dict[str, Any] = {"kind": "short", "site": Site("eu"), "require": True}
+    keys["transfers"] = ((str(tmp_path / "file"), "file"),)  # so it is in no bundle
+    first = cluster.submit(hold, gate, "first", **keys)
     await eventually(lambda: RAN == ["first"], "it runs")
-    made = cluster.submit_all([(ran, (str(n),)) for n in range(20)], kind="tiny", site=Site("eu"), require=True)
+    made = cluster.submit_all([(ran, (str(n),)) for n in range(20)], **keys)
     await eventually(lambda: made[-1].future.key in cluster.scheduler.tasks, "they are there")
     await eventually(lambda: all(unit.task.state == "processing" for unit in made), "all are queued")
     stealing = cluster.scheduler.extensions["stealing"]
@@ -197,6 +200,7 @@ async def test_plain_tasks_hold_units_up_only_where_they_run(cluster: Cluster, g
 
 async def test_a_worker_dies_just_when_a_unit_is_bound_to_it(cluster: Cluster) -> None:
     RAN.clear()
+    cluster.scheduler.allowed_failures = 10
     for n in range(10):
         worker = await cluster.pilot(f"pc-{n}")
         unit = cluster.submit(ran, str(n))

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
 import pytest
 from distributed import Client, Worker
@@ -105,18 +106,22 @@ async def test_units_go_by_priority_then_by_submission(cluster: Cluster) -> None
     assert RAN == ["urgent", "a", "b"]
 
 
-async def test_units_that_are_queued_at_a_worker_go_by_priority_too(cluster: Cluster, gate: str) -> None:
+async def test_units_that_are_queued_at_a_worker_go_by_priority_too(
+    cluster: Cluster, gate: str, tmp_path: Path
+) -> None:
     worker = await cluster.pilot("pc-1")
-    cluster.plugin.matcher.runtimes.observe("tiny", 0.001)
-    made = [cluster.submit(hold, gate, "first", kind="tiny")]
+    cluster.plugin.matcher.runtimes.observe("short", 0.001)
+    (tmp_path / "file").touch()
+    keys: dict[str, Any] = {"kind": "short", "transfers": ((str(tmp_path / "file"), "file"),)}  # so it is in no bundle
+    made = [cluster.submit(hold, gate, "first", **keys)]
     await eventually(lambda: RAN == ["first"], "it runs")
-    for n, (name, priority) in enumerate([("a", 0), ("b", 0), ("urgent", 1), ("last", -1), ("c", 0)], 1):
-        made.append(cluster.submit(ran, name, kind="tiny", priority=priority))
+    for n, (name, priority) in enumerate([("last", -1), ("a", 0), ("urgent", 1)], 1):
+        made.append(cluster.submit(ran, name, priority=priority, **keys))
         await eventually(lambda n=n: len(worker.state.ready) == n, "it is queued at the worker")
     GATES[gate].set()
     for unit in made:
         await unit
-    assert RAN == ["first", "urgent", "a", "b", "c", "last"]
+    assert RAN == ["first", "urgent", "a", "last"]
 
 
 async def test_labels_choose_the_pilot(cluster: Cluster) -> None:

@@ -141,6 +141,13 @@ class Fleet:
             self._unreserve(held)
             self._changed[held] = None
 
+    def hold_up(self, pilot: str, address: str) -> None:
+        """What runs at a worker takes longer than was thought, see :meth:`PilotSlots.hold_up`."""
+        held = self._pilots.get(pilot)
+        if held is not None and address in held.slots.workers:
+            held.slots.hold_up(address)
+            self._changed[held] = None
+
     def remove_worker(self, pilot: str, address: str) -> None:
         """A worker of `pilot` is gone; what units held there is free."""
         held = self._pilots.get(pilot)

@@ -349,6 +349,17 @@ class PilotSlots:
         self._change(worker, share, -1, reservation.expected_s)
         return True
 
+    def hold_up(self, address: str) -> None:
+        """What runs at a worker takes longer than was thought: nothing more is queued behind it."""
+        worker, long_s = self.workers[address], self.in_flight_s + self.gap_s
+        for unit in worker.units - self._leaving:
+            reservation = self.reservations[unit]
+            if not reservation.several and reservation.expected_s < long_s:
+                (share,) = reservation.shares
+                self._change(worker, share, -1, reservation.expected_s)
+                self._change(worker, share, 1, long_s)
+                self.reservations[unit] = reservation._replace(expected_s=long_s)
+
     def release(self, unit: str) -> bool:
         """Give back what `unit` holds. Returns whether it held anything."""
         reservation = self.reservations.pop(unit, None)

@@ -13,21 +13,25 @@ import asyncio
 import logging
 import pickle
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from dask._task_spec import Task
 from dask.typing import Key
-from distributed import Client, Scheduler, Worker, get_worker
-from distributed.core import error_message
+from dask.utils import typename
+from distributed import Client, Reschedule, Scheduler, Worker, get_worker
+from distributed.core import Status, error_message
 from distributed.protocol.serialize import ToPickle
 from distributed.scheduler import TaskState, TaskStateState
+from distributed.threadpoolexecutor import thread_state as pool_state
 from distributed.utils import sync
+from distributed.worker import _run_task
 
-from dpilot.runtime.work import UnitTask
+from dpilot.runtime.work import Bundled, UnitTask
 
 _T = TypeVar("_T")
 
@@ -35,6 +39,7 @@ __all__ = [
     "GANG",
     "HANDLER",
     "PARKED",
+    "Outcome",
     "Sealed",
     "address_of",
     "answer_calls",
@@ -47,14 +52,19 @@ __all__ = [
     "call_from_client",
     "call_from_worker",
     "call_in_loop",
+    "call_later",
+    "call_soon",
     "cancel",
+    "carry_out",
     "come_again",
     "computed",
     "connection_args",
     "contact_of",
+    "deliver",
     "error_text",
     "fail",
     "failed_too_often",
+    "has_seceded",
     "hide_parked",
     "hold",
     "in_loop",
@@ -66,6 +76,7 @@ __all__ = [
     "is_status_change",
     "log_no_failures",
     "memory_nbytes",
+    "n_threads",
     "on_events",
     "on_lost",
     "on_refused",
@@ -82,6 +93,7 @@ __all__ = [
     "send_event",
     "supply",
     "take_orders",
+    "takes_tasks",
     "this_task",
     "unbind",
     "unit_of",
@@ -183,16 +195,38 @@ def prioritize(task: TaskState, priority: float, order: float) -> None:
     task.priority = (-priority, -1, order)
 
 
-def bind(scheduler: Scheduler, bindings: Mapping[str, str]) -> None:
-    """Send parked tasks each to the worker (an address) that was chosen for it."""
+def bind(scheduler: Scheduler, bindings: Mapping[Key, str], bundled: Collection[Key] = ()) -> None:
+    """Send parked tasks each to the worker (an address) that was chosen for it.
+
+    Those in `bundled`, which depend on no others, go to the units' plugin there, in one message for each worker, as
+    :class:`Bundled`: to the scheduler they are being processed as any other, but the worker's own Dask hears nothing.
+    """
+    stimulus = _stimulus("bind")
     recommendations: dict[Key, TaskStateState] = {}
+    to_clients: dict[str, list[Any]] = {}
+    to_workers: dict[str, list[Any]] = {}
+    bundles: defaultdict[str, list[Bundled]] = defaultdict(list)
     for key, address in bindings.items():
         task = scheduler.tasks[key]
         task.resource_restrictions = None
         task.worker_restrictions = {address}
-        recommendations[key] = "processing"
+        if key not in bundled:
+            recommendations[key] = "processing"
+            continue
+        further, for_clients, for_workers = scheduler._transition(key, "processing", stimulus)
+        if for_workers.pop(address, None):  # Dask's own message
+            unit = unit_of(task)
+            assert unit is not None
+            assert task.run_id is not None
+            bundles[address].append(Bundled(str(key), task.run_id, unit))
+        recommendations.update(further)
+        to_clients.update(for_clients)
+        to_workers.update(for_workers)
+    for address, units in bundles.items():
+        order(scheduler, address, {"what": "take", "bundled": ToPickle(units)})
     # Recommendations are carried out last in, first out.
-    scheduler.transitions(dict(reversed(list(recommendations.items()))), stimulus_id=_stimulus("bind"))
+    scheduler._transitions(dict(reversed(list(recommendations.items()))), to_clients, to_workers, stimulus)
+    scheduler.send_all(to_clients, to_workers)
 
 
 def unbind(scheduler: Scheduler, keys: Iterable[Key]) -> None:
@@ -525,6 +559,97 @@ def run_soon(worker: Worker, function: Callable[[], _T]) -> Future[_T]:
 def report(worker: Worker, message: Mapping[str, Any]) -> None:
     """Send a message to the plugin on the scheduler, from any thread, before the task's own end."""
     worker.loop.add_callback(worker.batched_send, {"op": HANDLER, **message})
+
+
+def takes_tasks(worker: Worker) -> bool:
+    """Whether a worker begins tasks: it is neither paused, nor retires, nor ends."""
+    return worker.status is Status.running
+
+
+def n_threads(worker: Worker) -> int:
+    """How many tasks a worker runs at once."""
+    return int(worker.state.nthreads)
+
+
+def has_seceded() -> bool:
+    """Whether this thread of a worker has left the pool, by what it has run, and another one has taken its place."""
+    return not getattr(pool_state, "proceed", True)
+
+
+def call_soon(worker: Worker, function: Callable[..., None], *args: Any) -> None:
+    """Have a function called in a worker's event loop, from any thread."""
+    worker.loop.add_callback(function, *args)
+
+
+def call_later(worker: Worker, seconds: float, function: Callable[[], None]) -> None:
+    """Have a function called in a worker's event loop after so long; called in the loop."""
+    worker.loop.call_later(seconds, function)
+
+
+class Outcome(NamedTuple):
+    """How a task ended that was run by :func:`carry_out`."""
+
+    key: str
+    message: dict[str, Any]  # what Dask's scheduler is told
+    value: Any
+
+
+def carry_out(
+    worker: Worker, key: str, run_id: int, function: Callable[[], Any], attach: Callable[[Any], Any]
+) -> Outcome:
+    """Run a task that was sent past the worker's own Dask, in this thread, as Dask would.
+
+    Parameters
+    ----------
+    worker : Worker
+    key : str
+    run_id : int
+        Dask's number of the attempt.
+    function : callable
+        The work.
+    attach : callable
+        Gives, of what `function` has returned, what is to travel with the message of success (or None).
+    """
+    result: Any = _run_task(
+        lambda _: function(),  # type: ignore[arg-type]
+        {},
+        worker.execution_state,
+        key,
+        worker.active_threads,
+        worker.active_threads_lock,
+        worker.scheduler_delay,
+    )
+    message = {"op": result["op"], "key": key, "run_id": run_id, "stimulus_id": f"{result['op']}-{result['stop']}"}
+    if isinstance(result.get("actual_exception"), Reschedule):
+        return Outcome(key, {"op": "reschedule", "key": key, "stimulus_id": _stimulus("reschedule")}, None)
+    message["thread"] = result["thread"]
+    message["startstops"] = [{"action": "compute", "start": result["start"], "stop": result["stop"]}]
+    if result["op"] != "task-finished":
+        names = "exception", "traceback", "exception_text", "traceback_text"
+        return Outcome(key, {**message, "status": "error", **{name: result[name] for name in names}}, None)
+    value = result["result"]
+    message["nbytes"] = result["nbytes"]
+    message["typename"] = typename(type(value))
+    try:
+        message["type"] = pickle.dumps(type(value))
+    except Exception:  # of a class that is nowhere to be imported, as Dask does it
+        message["type"] = pickle.dumps(message["typename"])
+    attached = attach(value)
+    message["metadata"] = {} if attached is None else {HANDLER: attached}
+    return Outcome(key, message, value)
+
+
+def deliver(worker: Worker, outcomes: Iterable[Outcome]) -> None:
+    """Keep the results of :func:`carry_out` as Dask keeps those of its tasks, and tell the scheduler; in the loop."""
+    # What the worker's Dask knows by now was taken back and sent anew: that attempt counts, not this one.
+    fresh = [outcome for outcome in outcomes if outcome.key not in worker.state.tasks]
+    values: dict[Key, object] = {
+        outcome.key: outcome.value for outcome in fresh if outcome.message["op"] == "task-finished"
+    }
+    if values:
+        worker.update_data(values)
+    for outcome in fresh:
+        worker.batched_send(outcome.message)
 
 
 def come_again(worker: Worker) -> None:

@@ -78,6 +78,8 @@ class Coordinator(Supply):
         record.recompute = record.program is None
         record.takes_results = bool(task.dependencies)
         record.ranks = unit.work.ranks if isinstance(unit.work, Program) else 0
+        stages = unit.request.inputs or unit.outputs or unit.transfers or task.dependencies
+        record.is_plain = not stages and unit.request.slots == 1 and not unit.request.gpus and not record.ranks
         self.records.units[unit.id] = record
         self._unit_of[task.key] = record
         self.advance(record, State.Pending, unit.submitted)
@@ -105,6 +107,7 @@ class Coordinator(Supply):
         record.runnable = True
         if record.life.state is State.Done:
             # Its result was lost with its worker. A small one is in the record, and a program must not run twice.
+            record.is_plain = False  # it has begun before
             if record.recompute and record.result is None:
                 self._enqueue(record)
             else:
@@ -125,6 +128,8 @@ class Coordinator(Supply):
     def _taken_back(self, record: UnitRecord) -> None:
         """A bound task left its worker before it ended: canceled, failed with a retry left, or its worker died."""
         adapter.park(self.scheduler.tasks[record.key])
+        if record.worker is not None:  # else it was given back, and has not begun
+            record.is_plain = False
         self._stop(record)
         self._stop_writing(record)
         if not record.life.state.is_final and record.life.state is not State.Pending:
@@ -171,7 +176,7 @@ class Coordinator(Supply):
         if begun is not None and ended is not None:
             # Without the staging: that is a matter of the place, not of the kind of work.
             self.matcher.runtimes.observe(record.request.kind, max(0.0, ended - begun - record.staged_s))
-            if held is not None and not held.waits:
+            if held is not None and not held.waits and not record.bundled:
                 self._observe_gap(record, ended - begun)
         record.result = (message.get("metadata") or {}).get(adapter.HANDLER)
         self.advance(record, State.Done, ended, result=record.result, pilot=record.pilot)
@@ -264,19 +269,27 @@ class Coordinator(Supply):
             return
         now = time.time()
         matching = self.matcher.match(now)
-        bound: dict[str, str] = {}
+        bound: dict[Key, str] = {}
+        bundled: set[Key] = set()
+        in_flight_s = self.matcher.in_flight_s
         for binding in matching.bindings:
             record = self.records.units[binding.unit]
             record.pilot, record.worker, record.decision = binding.pilot, binding.worker, binding.decision
             record.attempt += 1
+            bound[record.key] = binding.worker
+            # All that may be queued at a worker: else what is would be overtaken.
+            record.bundled = record.is_plain and self.matcher.runtimes.expected_s(record.request.kind) < in_flight_s
+            if record.bundled:
+                record.bound = now
+                bundled.add(record.key)
+                continue
             if not self._begun:
                 self._loop.call_later(_TELL_AFTER_S, self._tell_begun)
             self._begun.append((record, record.attempt, now))
-            bound[record.key] = binding.worker
             self._bound(record, now)
             self._announce(record, binding.pilot, binding.worker)
         if bound:
-            adapter.bind(self.scheduler, bound)
+            adapter.bind(self.scheduler, bound, bundled)
         for copy in matching.copies:
             self._in_background(self._bring_ahead(copy))
         if matching.recalls:
@@ -287,6 +300,24 @@ class Coordinator(Supply):
     async def _bring_ahead(self, copy: Copying) -> None:
         await self._bring(copy)
         self._match_soon()
+
+    def held_up(self, worker: str, runs: dict[str, float], back: list[str]) -> None:
+        """At a worker, units of bundles run longer than was thought, and others are given back: they have not begun."""
+        for key, began in runs.items():
+            record = self._at_in_bundle(key, worker)
+            if record is not None and record.life.state is State.Pending:
+                self.advance(record, State.Running, began, pilot=record.pilot)
+        returned = [record for key in back if (record := self._at_in_bundle(key, worker)) is not None]
+        for record in returned:
+            self.unbound(record)
+            self.matcher.release(record.id)
+        adapter.unbind(self.scheduler, [record.key for record in returned])
+        if returned:
+            self.matcher.hold_up(self._pilot_at[worker], worker)
+
+    def _at_in_bundle(self, key: str, worker: str) -> UnitRecord | None:
+        record = self._unit_of.get(key)
+        return record if record is not None and record.bundled and record.worker == worker else None
 
     def _recall(self, units: Iterable[str]) -> None:
         """Take units back from their workers, if they do not run yet: they wait for data that they may have sooner."""

@@ -190,9 +190,11 @@ class UnitRecord(Record):
         "began",
         "bound",
         "brought",
+        "bundled",
         "decision",
         "directory",
         "failure",
+        "is_plain",
         "key",
         "missing",
         "nbytes",
@@ -232,6 +234,8 @@ class UnitRecord(Record):
         self.attempt = 0
         self.began: float | None = None  # when its thread began with it, which staged first; known at its end
         self.bound = 0.0  # when it was bound, in seconds since the epoch
+        self.is_plain = False  # whether it stages nothing and has not begun before: it may go in a bundle
+        self.bundled = False  # whether it went to its worker in one
         self.ranks = 0  # of an MPI program; 0: it is none
         self.recompute = False  # whether Dask may run it again when its result was lost
         self.decision: Decision | None = None

@@ -238,6 +238,9 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
         if what == "sees":
             self._sees(worker, unit, details["sees"])
             return
+        if what == "held up":
+            self.held_up(worker, details["runs"], details["back"])
+            return
         record = self.records.units.get(unit)
         if record is None or record.life.state.is_final:
             return

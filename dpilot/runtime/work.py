@@ -16,7 +16,7 @@ import cloudpickle
 
 from dpilot.placement import Request
 
-__all__ = ["Call", "Program", "Reference", "UnitTask", "dump_arguments", "dump_function", "load_arguments"]
+__all__ = ["Bundled", "Call", "Program", "Reference", "UnitTask", "dump_arguments", "dump_function", "load_arguments"]
 
 
 class Program(NamedTuple):
@@ -91,6 +91,14 @@ class UnitTask:
     def __dask_tokenize__(self) -> str:
         # Dask hashes what is in a graph; the id says it all, and hashing the rest would take a third of a submission.
         return self.id
+
+
+class Bundled(NamedTuple):
+    """A unit of a bundle, see ``bundles.py``: its task's key, Dask's number of the attempt, and the unit."""
+
+    key: str
+    run_id: int
+    task: UnitTask
 
 
 class Reference(NamedTuple):

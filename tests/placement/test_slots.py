@@ -172,3 +172,34 @@ def test_a_worker_goes_while_a_unit_leaves() -> None:
     assert (slots.total, slots.idle) == (0, 0)
     slots.add_worker("w", 1)
     assert slots.acquire("b", 1, 1.0) is not None
+
+
+def test_nothing_is_queued_behind_what_takes_longer_than_was_thought() -> None:
+    slots = PilotSlots(in_flight_s=0.05)
+    slots.add_worker("w", 2)
+    slots.acquire("a", 1, 0.001)
+    slots.acquire("b", 1, 0.001)
+    assert slots.free(0.001) == 98
+    slots.hold_up("w")
+    assert not slots.has_room(0.001)
+    assert slots.backlog_s == pytest.approx(0.1)
+    slots.hold_up("w")  # it is known
+    assert slots.backlog_s == pytest.approx(0.1)
+    slots.release("a")
+    assert slots.free(0.001) == 50  # behind the other one, or beside it
+    slots.release("b")
+    assert (slots.idle, slots.backlog_s) == (2, pytest.approx(0.0))
+
+
+def test_what_leaves_and_what_is_wide_is_held_up_by_nobody() -> None:
+    slots = PilotSlots()
+    slots.add_worker("w", 4)
+    slots.acquire("wide", 2, 0.001)
+    slots.acquire("a", 1, 0.001)
+    assert slots.leave("a")
+    before = slots.reservations.copy()
+    slots.hold_up("w")
+    assert slots.reservations == before
+    for unit in ("wide", "a"):
+        slots.release(unit)
+    assert (slots.idle, slots.backlog_s) == (4, pytest.approx(0.0))
