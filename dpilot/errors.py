@@ -6,6 +6,9 @@ A message names what was wrong, the value, and what to do.
 
 from __future__ import annotations
 
+import sys
+import traceback
+from types import TracebackType
 from typing import Any
 
 __all__ = [
@@ -32,6 +35,10 @@ __all__ = [
 ]
 
 
+#: What dpilot calls, and is called by, between the user's code and the place where an error is raised.
+_INTERNAL = {"dpilot", "distributed", "dask", "fsspec", "asyncio", "concurrent", "contextlib", "threading", "tornado"}
+
+
 def _restore(cls: type[PilotError], message: str, details: dict[str, Any]) -> PilotError:
     return cls(message, **details)
 
@@ -54,6 +61,47 @@ class PilotError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         details = {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
         return _restore, (type(self), str(self.args[0]), details)
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: who asked, and what is wrong; how dpilot found out only under ``%xmode Verbose``."""
+        ipython = sys.modules.get("IPython")
+        shell = None if ipython is None else ipython.get_ipython()
+        if shell is None:
+            return traceback.format_exception(self)
+        render = shell.InteractiveTB
+        error = self if render.mode == "Verbose" else self._as_asked()
+        lines: list[str] = render.structured_traceback(type(error), error, error.__traceback__)
+        return lines
+
+    def _as_asked(self) -> PilotError:
+        """The same without dpilot's own frames, and without what lies only in these as its cause."""
+        other = type(self).__new__(type(self))
+        other.args = self.args
+        other.__dict__.update(self.__dict__)
+        before = self.__cause__ or (None if self.__suppress_context__ else self.__context__)
+        if before is not None and before.__traceback__ is not None and _module(before.__traceback__) != "dpilot":
+            other.__context__ = before
+        return other.with_traceback(_of_users(self.__traceback__))
+
+
+def _of_users(trace: TracebackType | None) -> TracebackType | None:
+    """The frames of a traceback up to where dpilot was called, and those of what it called in turn for the user."""
+    kept: list[TracebackType] = []
+    is_inside = False
+    while trace is not None:
+        module = _module(trace)
+        is_inside = is_inside or module == "dpilot"
+        if not is_inside or module not in _INTERNAL:
+            kept.append(trace)
+        trace = trace.tb_next
+    made: TracebackType | None = None
+    for frame in reversed(kept):
+        made = TracebackType(made, frame.tb_frame, frame.tb_lasti, frame.tb_lineno)
+    return made
+
+
+def _module(trace: TracebackType) -> str:
+    return str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0]
 
 
 class DescriptionError(PilotError, ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import time
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import IPython
 import pytest
@@ -108,31 +110,74 @@ while "3 Done" not in _shown[cds].widget.value and time.monotonic() < until:
 """
 
 
-@pytest.mark.slow
-def test_a_real_kernel_tells_the_notebook_what_happens(tmp_path: Path) -> None:
+def talk(cells: list[str], directory: Path) -> dict[str, Any]:
+    """What a real kernel tells that runs these cells."""
     for needed in ("jupyter_client", "ipykernel"):
         pytest.importorskip(needed)
     done = subprocess.run(
         [sys.executable, "-c", TALK],
-        input=json.dumps([SHOW, RUN, "cds.cancel(); pcs.cancel()"]),
+        input=json.dumps(cells),
         capture_output=True,
         text=True,
         timeout=100,
-        cwd=tmp_path,
+        cwd=directory,
         env={
             **os.environ,
             "DASK_DPILOT__SCHEDULER__DASHBOARD_ADDRESS": "127.0.0.1:0",
-            "IPYTHONDIR": str(tmp_path / "ipython"),
+            "IPYTHONDIR": str(directory / "ipython"),
         },
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+@pytest.mark.slow
+def test_a_real_kernel_tells_the_notebook_what_happens(tmp_path: Path) -> None:
+    told = talk([SHOW, RUN, "cds.cancel(); pcs.cancel()"], tmp_path)
     assert told["errors"] == []
     (shown,) = told["shown"]
     assert "ComputeDataService" in shown["text/html"]  # for those who open the notebook without widgets
     values = told["values"][shown["application/vnd.jupyter.widget-view+json"]["model_id"]]
     assert "3 Done" not in values[0]
     assert any("3 Done" in value for value in values)
+
+
+#: What users do wrong, and the errors that they then read.
+WRONG = """
+import dpilot
+
+cds, pcs = dpilot.ComputeDataService(), dpilot.PilotComputeService()
+pcs.create_pilot({"service_url": "forc://localhost"})
+|cds.submit_data_unit({"file_urls": ["/no/such/file"]})
+|def mine(name):
+    try:
+        return {}[name]
+    except KeyError:
+        return cds.submit_compute_unit({"executabel": name})
+mine("true")
+|%xmode Verbose
+pcs.create_pilot({"service_url": "forc://localhost"})
+|cds.cancel(); pcs.cancel()
+"""
+
+
+@pytest.mark.slow
+def test_a_refusal_shows_who_asked_and_no_internals(tmp_path: Path) -> None:
+    told = talk(WRONG.split("|"), tmp_path)
+    read = [re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(lines)) for lines in told["errors"]]
+    scheme, file, key, verbose = read
+    for error, asked, said in (
+        (scheme, 'pcs.create_pilot({"service_url": "forc://localhost"})', "DescriptionError: service_url"),
+        (file, 'cds.submit_data_unit({"file_urls": ["/no/such/file"]})', "DataError: source file:///no/such/file"),
+        (key, 'return cds.submit_compute_unit({"executabel": name})', "did you mean 'executable'?"),
+    ):
+        assert asked in error
+        assert said in error.splitlines()[-1]
+        assert "dpilot/" not in error
+    assert "Error: [Errno 2]" not in file  # its message is said again in dpilot's own
+    assert "KeyError: 'true'" in key  # what the user's own code met first
+    assert "pilots/launcher.py" in verbose
 
 
 #: A front end: it runs cells, and takes what the kernel sends of widgets, whichever cell that belongs to.
