@@ -159,6 +159,7 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
         is_open = adapter.is_running(self.scheduler, worker)
         self._make_room(worker)
         if is_open:
+            adapter.order(self.scheduler, worker, {"what": "work_in", "directory": pilot.details["working_directory"]})
             for store in self.records.stores.values():
                 self._let_reach(worker, store)
         if is_open and pilot.life.state is State.Pending:

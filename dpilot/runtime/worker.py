@@ -56,7 +56,7 @@ class UnitPlugin(WorkerPlugin):
         self.runs: dict[str, Attempt] = {}
         self._stopped: set[str] = set()  # keys of attempts that were stopped before they began
         self._functions: dict[bytes, Any] = {}
-        self._directory: str | None = None
+        self.directory = ""  # the pilot's working directory; the scheduler tells it before the first unit
         self._expected: dict[str, dict[str, Any]] = {}  # of units that are on their way here: inputs, GPUs
         self.bundles = Bundles(self)
         self.host = Host(lambda: self.cache)
@@ -81,6 +81,8 @@ class UnitPlugin(WorkerPlugin):
             self.bundles.take(details["bundled"])
         elif what == "expect":
             self._expect(details.pop("unit"), details)
+        elif what == "work_in":
+            self.directory = details["directory"]
         elif what == "reach":
             self._reach(details["id"], pickle.loads(details["store"]))
         elif what == "forget":
@@ -186,13 +188,6 @@ class UnitPlugin(WorkerPlugin):
         root = Path(config.get("data.cache-directory") or Path(self.directory) / ".dpilot-cache")
         site = "@".join(quote(label or "", safe="") for label in self.labels)
         return Cache(root / (site.strip("@") or "here"), config.nbytes("data.cache-size"))
-
-    @property
-    def directory(self) -> str:
-        """The pilot's working directory."""
-        if self._directory is None:
-            self._directory = str(self.ask("pilot_directory", pilot=self.pilot))
-        return self._directory
 
     def ask(self, call: str, **arguments: Any) -> Any:
         """Ask the scheduler's plugin."""
