@@ -85,6 +85,7 @@ class Watch:
             self._model.pilot_advanced(record, before, time.time())
             self._touch(record.id)
             site = record.site
+            logger.info("pilot %s at %s is %s", record.id, site_name(site), record.life.state)
             self._tell(
                 what="pilot",
                 pilot=record.id,
@@ -129,6 +130,9 @@ class Watch:
 
     def _unit_ended(self, record: UnitRecord) -> None:
         state = str(record.life.state)
+        level = logging.INFO if record.life.state is State.Failed else logging.DEBUG
+        if logger.isEnabledFor(level):
+            logger.log(level, "unit %s (%s) is %s on %s", record.id, record.request.kind, state, record.pilot)
         self._counts[state] += 1
         if len(self._ended) < _MOST_NAMED:
             at = record.life.history[-1].timestamp
@@ -155,6 +159,7 @@ class Watch:
 
     def close(self) -> None:
         """The scheduler ends."""
+        self._take_in()  # what has ended since the last tick is still logged
         if self._timer is not None:
             self._timer.cancel()
 
@@ -198,6 +203,11 @@ class Watch:
         for transfer in ended:
             self._add_bytes(transfer, seen)
             link = self._model.link(*self.ends(transfer))
+            logger.log(
+                logging.DEBUG if transfer.error is None else logging.INFO,
+                "the %s of %s to %s, %d bytes, ended: %s",
+                *(transfer.kind, transfer.du, transfer.target, transfer.moved, transfer.error or "well"),
+            )
             if transfer.error is not None:
                 link.failed += 1
             elif transfer.began is not None and transfer.ended is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import logging
 import pickle
 import queue
@@ -53,6 +54,17 @@ class Listener(Protocol):
 
     def wake(self) -> None:
         """Events came (called in the event loop, with the session's lock held)."""
+
+
+def _have_own_handlers() -> None:
+    """Give dpilot's loggers handlers of their own.
+
+    All loggers of Dask's configuration share one, and a cluster that is to be quiet quietens that: dpilot with it.
+    """
+    shared = logging.getLogger("distributed").handlers
+    for name, log in list(logging.root.manager.loggerDict.items()):
+        if isinstance(log, logging.Logger) and name.partition(".")[0] == "dpilot":
+            log.handlers = [copy.copy(handler) if handler in shared else handler for handler in log.handlers]
 
 
 def future_key(obj: Any) -> str | None:
@@ -131,6 +143,7 @@ class Session:
     def _embed(cls) -> Session:
         host = str(config.get("scheduler.host"))
         dashboard = config.get("scheduler.dashboard-address")
+        _have_own_handlers()
         cluster = LocalCluster(
             n_workers=0,
             processes=True,

@@ -302,14 +302,27 @@ def test_a_prefix_is_before_all_paths_and_without_a_dashboard_there_is_json():
             Session.join(address).close()
 
 
+@pytest.mark.slow
 def test_logging_is_configured_as_dasks_is():
-    program = "import logging, dpilot; print(logging.getLogger('dpilot').getEffectiveLevel())"
-    with script(program, DASK_LOGGING__DPILOT="info") as process:
-        assert process.hear() == str(20)
-        process.end()
-    with script(program) as process:
-        assert process.hear() == str(30)
-        process.end()
+    program = """
+        from dpilot import ComputeDataService, PilotComputeService
+
+        if __name__ == "__main__":
+            with PilotComputeService() as pcs, ComputeDataService() as cds:
+                cds.add_pilot_compute_service(pcs)
+                pcs.create_pilot({"service_url": "fork://localhost", "affinity_datacenter_label": "EWR"})
+                cds.submit_compute_unit_batch([{"executable": "/bin/true"}, {"executable": "/bin/false"}])
+                cds.wait()
+    """
+    for levels, told, not_told in (
+        ({}, [], ["dpilot.monitor"]),
+        ({"DASK_LOGGING__DPILOT": "info"}, ["at EWR is Running", "(false) is Failed on pc-"], ["(true) is Done"]),
+        ({"DASK_LOGGING__DPILOT": "debug"}, ["at EWR is Running", "(true) is Done on pc-"], []),
+    ):
+        with script(program, DASK_DPILOT__SCHEDULER__DASHBOARD_ADDRESS="127.0.0.1:0", **levels) as process:
+            log = process.end()[1]
+            assert [line for line in told if line not in log] == [], log
+            assert [line for line in not_told if line in log] == [], log
 
 
 @pytest.mark.parametrize("theme", THEMES)
