@@ -22,7 +22,7 @@ import click
 from dpilot.monitor.tables import text_table
 from dpilot.placement import InputView, Links, Matcher, PilotView, Policy, Request, Site
 
-__all__ = ["SHAPES", "Case", "measure"]
+__all__ = ["SHAPES", "Case", "lay", "measure"]
 
 MB = 10**6
 RUN_S = 0.5
@@ -88,7 +88,8 @@ SHAPES: dict[str, tuple[Callable[[Case], Iterator[tuple[int, ...]]], int]] = {
 }
 
 
-def _work(case: Case) -> tuple[dict[str, InputView], list[Request]]:
+def lay(case: Case) -> tuple[dict[str, InputView], list[Request]]:
+    """The data units of a case, and what its units ask for."""
     lie, reads = SHAPES[case.shape]
     sites, chance = case.sites, _pseudo_random(3)
     views = {
@@ -136,7 +137,7 @@ class _Watch:
 
 def _by_matcher(case: Case, limit: int | None) -> dict[str, Any]:
     """Everything waits; then each slot that comes free is filled, until nothing waits or `limit` units are placed."""
-    views, requests = _work(case)
+    views, requests = lay(case)
     matcher = Matcher(Policy(Links()))
     matcher.inputs.update(views)
     matcher.runtimes.observe("work", RUN_S)
@@ -187,7 +188,7 @@ def _by_matcher(case: Case, limit: int | None) -> dict[str, Any]:
 
 def _nbytes(case: Case) -> float:
     """Bytes that the matcher keeps for each waiting unit; names, requests and views are the caller's."""
-    views, requests = _work(case)
+    views, requests = lay(case)
     names = [f"cu-{number}" for number in range(case.units)]
     matcher = Matcher(Policy(Links()))
     matcher.inputs.update(views)
@@ -204,7 +205,7 @@ def _nbytes(case: Case) -> float:
 
 def _by_scan(case: Case) -> dict[str, Any]:
     """The plain way: for every unit, the cost of every pilot, and the cheapest one that has a free slot."""
-    views, requests = _work(case)
+    views, requests = lay(case)
     policy = Policy(Links())
     free = {f"pilot-{n}": case.workers // case.pilots for n in range(case.pilots)}
     sites = {f"pilot-{n}": site for n, site in enumerate(case.sites)}
@@ -224,7 +225,7 @@ def _by_scan(case: Case) -> dict[str, Any]:
 
 def _round_robin(case: Case) -> dict[str, Any]:
     """The least that choosing can cost: the next pilot in turn, whatever the unit reads."""
-    _, requests = _work(case)
+    _, requests = lay(case)
     free = {f"pilot-{n}": case.workers // case.pilots for n in range(case.pilots)}
     turn = list(free)
     watch = _Watch()

@@ -1,7 +1,12 @@
 """What units cost the scheduler: the plugin in a real Scheduler, with workers that are only names.
 
 ``python -m benchmarks.scheduler`` submits units that wait, lets workers join, and has each unit that is sent to one end
-at once, as if its worker had said so. All that is measured is in the scheduler: no unit is run.
+at once, as if its worker had said so. All that is measured is in the scheduler: no unit is run. Data units are records,
+whose files are nowhere; what is to be brought is there at once.
+
+How long the plugin takes is told apart from what Dask takes, and of it what the decision takes: all that the matcher is
+told and asked. Each case has a process of its own, which does not close its scheduler: to take leave of 10,000 workers,
+each of which is told of each other, would take Dask minutes.
 """
 
 from __future__ import annotations
@@ -10,11 +15,15 @@ import asyncio
 import gc
 import json
 import logging
+import multiprocessing
+import os
 import pickle
+import sys
 import time
 import tracemalloc
 import uuid
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any
 
 import click
@@ -22,16 +31,22 @@ from dask._task_spec import Task
 from distributed import Client, Scheduler
 from distributed.core import Status
 
+from benchmarks.placement import SHAPES, Case, lay
+from dpilot.data import FileEntry, Manifest, Store
 from dpilot.monitor.tables import text_table
 from dpilot.placement import Request
 from dpilot.runtime import adapter
+from dpilot.runtime.records import DataRecord, StoreRecord
 from dpilot.runtime.scheduler import PLUGIN, PilotPlugin
 from dpilot.runtime.work import Call, UnitTask
 from dpilot.runtime.worker import run_unit
+from dpilot.states import State
 
 __all__ = ["measure"]
 
 _NONE = pickle.dumps(None)
+#: How long each unit is said to have run.
+_RUN_S = 1.0
 _METRICS = {
     "cpu": 0.0,
     "memory": 0,
@@ -75,14 +90,14 @@ class _Silent:
         return self._is_closed
 
 
-class _Share:
-    """How long the plugin itself takes, within all that Dask does."""
+class _Watch:
+    """How long some methods of an object take, within all that is done; and of calls within calls, the outer ones."""
 
-    def __init__(self, plugin: PilotPlugin) -> None:
+    def __init__(self, watched: object, *names: str) -> None:
         self.total_s = 0.0
         self._depth = 0
-        for name in ("update_graph", "transition", "_match", "add_worker"):
-            setattr(plugin, name, self._timed(getattr(plugin, name)))
+        for name in names:
+            setattr(watched, name, self._timed(getattr(watched, name)))
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -107,6 +122,15 @@ class _Bench:
         self.plugin = plugin
         self.futures: list[Any] = []
         self.background: list[asyncio.Task[Any]] = []
+        self.inputs: list[tuple[str, ...]] = [()]  # of the units, in turn
+        self._n_units = 0
+        own = "update_graph", "transition", "_match", "add_worker", "_status_changed", "take_report", "_tell_begun"
+        self.own = _Watch(plugin, *own, "_send_events")
+        self.decision = _Watch(plugin.matcher, "match", "submit", "withdraw", "release", "staged", "data_changed")
+        self._begun = time.perf_counter()
+
+    def say(self, what: str) -> None:
+        print(f"{time.perf_counter() - self._begun:6.1f} s: {what}", file=sys.stderr, flush=True)
 
     async def call(self, call: str, **arguments: Any) -> Any:
         good, value = pickle.loads(
@@ -121,16 +145,16 @@ class _Bench:
         for _ in range(n):
             id = f"cu-{uuid.uuid4().hex[:12]}"
             if units:
-                task = UnitTask(id, Call(_NONE, _NONE), Request("cds-1", "work"), time.time())
+                inputs = self.inputs[self._n_units % len(self.inputs)]
+                self._n_units += 1
+                task = UnitTask(id, Call(_NONE, _NONE), Request("cds-1", "work", inputs=inputs), time.time())
                 graph[f"work-{id}"] = Task(f"work-{id}", run_unit, task, ())
             else:
                 graph[f"plain-{id}"] = Task(f"plain-{id}", run_unit, id, ())
-        before = len(self.scheduler.tasks)
+        before, states = len(self.scheduler.tasks), self.scheduler.tasks
         resources = {} if units else {"resources": {"nobody has it": 1}}
         self.futures += self.client.get(graph, list(graph), sync=False, **resources)
-        while len(self.scheduler.tasks) < before + n or any(
-            task.state == "waiting" for task in self.scheduler.tasks.values()
-        ):
+        while len(states) < before + n or any(states[key].state == "waiting" for key in graph):
             await asyncio.sleep(0.01)
 
     async def join(self, pilot: str, number: int) -> str:
@@ -158,24 +182,58 @@ class _Bench:
         await asyncio.sleep(0)
         return address
 
+    def add_data(self, case: Case) -> None:
+        """A store for each site, and the data units on them."""
+        records, catalogue = self.plugin.records, self.plugin.catalogue
+        for number, site in enumerate(case.sites):
+            store = Store(f"s3://bucket/{number}", datacenter=site.datacenter, machine=site.machine)
+            record = StoreRecord(f"pd-{number}", "pds-1", 0.0, set(), store, self.client.id)
+            record.life.advance(State.Canceled, 0.0)  # so workers are not told of it: of 1,000 stores each
+            records.stores[record.id] = record
+        views, requests = lay(case)
+        numbers = {site: f"pd-{number}" for number, site in enumerate(case.sites)}
+        for view in views.values():
+            data = DataRecord(view.id, "cds-1", 0.0, set(), {"replicas": 1})
+            records.data[view.id] = data
+            data.life.advance(State.Pending, 0.0)
+            manifest = Manifest(view.id, (FileEntry("file", view.nbytes),), 0.0)
+            for site in view.sites:
+                catalogue.add_replica(data, numbers[site], manifest)
+            catalogue.check_ready(data)
+        self.inputs = [request.inputs for request in requests]
+
+        async def have_done(worker: str, job: Any) -> None:
+            return None
+
+        self.plugin.have_done = have_done  # type: ignore[method-assign]
+
     async def place_all(self, n: int) -> int:
         """End each unit that is at a worker, until all have been; how many."""
-        done = 0
+        done, records = 0, self.plugin.records.units
+        unit_of = {record.key: record for record in records.values()}
         while done < n:
             for state in list(self.scheduler.workers.values()):
                 for task in list(state.processing):
+                    now = time.time()
+                    record = unit_of[str(task.key)]
+                    if record.request.inputs:
+                        details = {"seconds": 0.0, "at": now, "nbytes": (0, 0, 0), "read": {}, "transfers": ()}
+                        self.plugin.take_report(state.address, record.id, "staged", {**details, "evicted": ()})
                     finished = {
                         "status": "OK",
                         "nbytes": 1,
                         "type": _NONE,
                         "typename": "NoneType",
                         "thread": 1,
-                        "startstops": [],
+                        # Of work whose duration it does not know, Dask looks at all that there is whenever some ends.
+                        "startstops": [{"action": "compute", "start": now - _RUN_S, "stop": now}],
                         "metadata": {},
                         "run_id": task.run_id,
                     }
                     self.scheduler.handle_task_finished(task.key, state.address, f"end-{done}", **finished)
                     done += 1
+                    if done % 10_000 == 0:
+                        self.say(f"{done:,} units placed")
             await asyncio.sleep(0)
         return done
 
@@ -190,59 +248,77 @@ async def _nbytes(bench: _Bench, n: int, units: bool) -> float:
     return used / n
 
 
-async def _measure(pilots: int, workers: int, units: int, memory: int) -> dict[str, Any]:
-    async with (
-        Scheduler(host="127.0.0.1", port=0, dashboard=False, dashboard_address="127.0.0.1:0") as scheduler,
-        Client(scheduler.address, asynchronous=True, set_as_default=False) as client,
-    ):
-        await client.register_plugin(PilotPlugin())
-        adapter.on_events(client, lambda events: None)
-        bench = _Bench(scheduler, client)
-        for service in ("pcs-1", "cds-1"):
-            await bench.call("add_service", id=service, client=client.id)
-        await bench.call("set_member", service="cds-1", member="pcs-1", present=True)
-        row: dict[str, Any] = {"pilots": pilots, "workers": workers, "units": units}
-        plain, own = await _nbytes(bench, memory, False), await _nbytes(bench, memory, True)
-        row["nbytes"] = own - plain
-        for number in range(pilots):
-            details = {
-                "slots": -(-workers // pilots),
-                "datacenter": f"dc{number // 10}",
-                "machine": f"m{number}",
-                "walltime_s": None,
-                "memory_per_worker_nbytes": None,
-                "gpus_per_worker": 0,
-                "working_directory": "/",
-            }
-            await bench.call("add_pilot", id=f"pc-{number}", owner="pcs-1", client=client.id, details=details)
-        share = _Share(bench.plugin)
-        await bench.submit(units - memory, True)
-        row["submit_us"] = 1e6 * share.total_s / (units - memory)
-        bench.plugin.matcher.runtimes.observe("work", 1.0)
-        joins, share.total_s = [], 0.0
-        for number in range(workers):
-            begun, own_s = time.perf_counter(), share.total_s
-            await bench.join(f"pc-{number % pilots}", number)
-            await asyncio.sleep(0)
-            joins.append((time.perf_counter() - begun, share.total_s - own_s))
-        row["join_ms"], row["own_join_ms"] = (1e3 * sorted(part)[len(part) // 2] for part in zip(*joins, strict=True))
-        share.total_s, begun = 0.0, time.perf_counter()
-        placed = await bench.place_all(units)
-        row["us"] = 1e6 * (time.perf_counter() - begun) / placed
-        row["own_us"] = 1e6 * share.total_s / placed
-        for task in bench.background:
-            task.cancel()
-        await asyncio.gather(*bench.background, return_exceptions=True)
-        return row
+async def _measure(case: Case, memory: int) -> dict[str, Any]:
+    scheduler = await Scheduler(host="127.0.0.1", port=0, dashboard=False, dashboard_address="127.0.0.1:0")
+    client = await Client(scheduler.address, asynchronous=True, set_as_default=False)
+    await client.register_plugin(PilotPlugin())
+    adapter.on_events(client, lambda events: None)
+    bench = _Bench(scheduler, client)
+    for service in ("pcs-1", "cds-1"):
+        await bench.call("add_service", id=service, client=client.id)
+    await bench.call("set_member", service="cds-1", member="pcs-1", present=True)
+    row: dict[str, Any] = case._asdict()
+    plain, own = await _nbytes(bench, memory, False), await _nbytes(bench, memory, True)
+    row["nbytes"] = own - plain
+    for number, site in enumerate(case.sites):
+        details = {
+            "slots": -(-case.workers // case.pilots),
+            "datacenter": site.datacenter,
+            "machine": site.machine,
+            "walltime_s": None,
+            "memory_per_worker_nbytes": None,
+            "gpus_per_worker": 0,
+            "working_directory": "/",
+        }
+        await bench.call("add_pilot", id=f"pc-{number}", owner="pcs-1", client=client.id, details=details)
+    bench.say(f"{case.pilots:,} pilots")
+    left = case.units - memory
+    bench.plugin.matcher.runtimes.observe("work", _RUN_S)
+    joins = []
+    if SHAPES[case.shape][1]:
+        bench.add_data(case)
+        bench.say(f"{case.data:,} data units")
+    bench.own.total_s = bench.decision.total_s = 0.0
+    while left:
+        more = min(left, 10_000)
+        left -= more
+        await bench.submit(more, True)
+        bench.say(f"{case.units - left:,} units wait")
+    row["submit_us"] = 1e6 * bench.own.total_s / (case.units - memory)
+    row["decision_submit_us"] = 1e6 * bench.decision.total_s / (case.units - memory)
+    for number in range(case.workers):
+        begun, own_s = time.perf_counter(), bench.own.total_s
+        await bench.join(f"pc-{number % case.pilots}", number)
+        await asyncio.sleep(0)
+        joins.append((time.perf_counter() - begun, bench.own.total_s - own_s))
+        if (number + 1) % 1_000 == 0:
+            bench.say(f"{number + 1:,} workers")
+    row["join_ms"], row["own_join_ms"] = (1e3 * sorted(part)[len(part) // 2] for part in zip(*joins, strict=True))
+    bench.own.total_s, bench.decision.total_s, begun = 0.0, 0.0, time.perf_counter()
+    placed = await bench.place_all(case.units)
+    row["us"] = 1e6 * (time.perf_counter() - begun) / placed
+    row["own_us"] = 1e6 * bench.own.total_s / placed
+    row["decision_us"] = 1e6 * bench.decision.total_s / placed
+    return row
 
 
-def measure(pilots: int, workers: int, units: int, memory: int = 1000) -> dict[str, Any]:
-    """Measure one case.
+def _tell(case: Case, memory: int, teller: Connection) -> None:
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    asyncio.run(_tell_and_go(case, memory, teller))
+
+
+async def _tell_and_go(case: Case, memory: int, teller: Connection) -> None:
+    teller.send(await _measure(case, memory))
+    os._exit(0)
+
+
+def measure(case: Case, memory: int = 1000) -> dict[str, Any]:
+    """Measure one case, in a process of its own.
 
     Parameters
     ----------
-    pilots, workers, units : int
-        How many there are; a worker has one slot.
+    case : Case
+        A worker has one slot.
     memory : int
         How many of the units to weigh, beside as many plain tasks that wait.
 
@@ -250,32 +326,43 @@ def measure(pilots: int, workers: int, units: int, memory: int = 1000) -> dict[s
     -------
     dict
         ``nbytes`` per waiting unit beyond Dask's; ``submit_us`` and ``own_us`` of the plugin, per unit submitted and
-        placed, in a scheduler that takes ``us`` for it in all; ``join_ms`` of a worker, ``own_join_ms`` of it dpilot's.
+        placed, in a scheduler that takes ``us`` for it in all; ``decision_submit_us`` and ``decision_us`` of these, of
+        the matcher; ``join_ms`` of a worker, ``own_join_ms`` of it dpilot's.
     """
-    return asyncio.run(_measure(pilots, workers, units, memory))
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe(duplex=False)
+    child = spawn.Process(target=_tell, args=(case, memory, theirs))
+    child.start()
+    theirs.close()
+    row: dict[str, Any] = ours.recv()
+    child.join()
+    return row
 
 
 @click.command()
 @click.option("--pilots", multiple=True, type=int, default=(10, 100), show_default=True)
 @click.option("--workers", default=200, show_default=True, help="Of all pilots, with a slot each.")
 @click.option("--units", default=5_000, show_default=True, help="Compute units that wait.")
+@click.option("--data", default=5_000, show_default=True, help="Data units that they read.")
+@click.option("--shape", "shapes", multiple=True, type=click.Choice(list(SHAPES)), default=("no data",))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def main(pilots: tuple[int, ...], workers: int, units: int, as_json: bool) -> None:
+def main(pilots: tuple[int, ...], workers: int, units: int, data: int, shapes: tuple[str, ...], as_json: bool) -> None:
     """Measure what units cost the scheduler."""
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # a thousand workers come and go
-    rows = [measure(number, workers, units) for number in pilots]
+    rows = [measure(Case(shape, number, workers, units, data)) for shape in shapes for number in pilots]
     if as_json:
         print(json.dumps(rows))
         return
-    header = ["pilots", "workers", "units", "bytes/unit", "submit us", "placed us", "of all us", "join ms", "of all ms"]
-    print("dpilot's own, and that of the scheduler in all. Compare within this table.\n")
+    header = ["data", "pilots", "workers", "units", "bytes/unit", "submit us", "decision", "placed us", "decision"]
+    print("dpilot's own, of it the decision, and that of the scheduler in all. Compare within this table.\n")
     print(
         text_table(
-            header,
+            [*header, "of all us", "join ms", "of all ms"],
             [
                 [
+                    row["shape"],
                     *(f"{row[name]:,}" for name in ("pilots", "workers", "units")),
-                    *(f"{row[name]:,.0f}" for name in ("nbytes", "submit_us", "own_us", "us")),
+                    *(f"{row[name]:,.0f}" for name in ("nbytes", "submit_us", "decision_submit_us")),
+                    *(f"{row[name]:,.0f}" for name in ("own_us", "decision_us", "us")),
                     *(f"{row[name]:.2f}" for name in ("own_join_ms", "join_ms")),
                 ]
                 for row in rows

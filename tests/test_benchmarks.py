@@ -40,19 +40,25 @@ def test_it_tells_rates_beside_their_baselines():
 
 @pytest.mark.cluster
 def test_it_tells_what_units_cost_a_scheduler_whose_workers_are_only_names():
+    sizes = ["--pilots", "2", "--workers", "4", "--units", "1100", "--data", "50"]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.scheduler", "--pilots", "2", "--workers", "4", "--units", "1100", "--json"],
+        [sys.executable, "-m", "benchmarks.scheduler", *sizes, "--shape", "no data", "--shape", "pairs", "--json"],
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
         timeout=100,
     )
     assert done.returncode == 0, done.stderr
-    (row,) = json.loads(done.stdout)
-    assert (row["pilots"], row["workers"], row["units"]) == (2, 4, 1100)
-    assert 0 < row["own_us"] < row["us"]
-    assert 0 < row["own_join_ms"] < row["join_ms"]
-    assert 0 < row["nbytes"] < 10_000
+    rows = json.loads(done.stdout)
+    assert [(row["shape"], row["pilots"], row["workers"], row["units"]) for row in rows] == [
+        ("no data", 2, 4, 1100),
+        ("pairs", 2, 4, 1100),
+    ]
+    for row in rows:
+        assert 0 < row["decision_submit_us"] < row["submit_us"]
+        assert 0 < row["decision_us"] < row["own_us"] < row["us"]
+        assert 0 < row["own_join_ms"] < row["join_ms"]
+        assert 0 < row["nbytes"] < 10_000
 
 
 @pytest.mark.cluster
