@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import IO, Any, TypeVar
@@ -26,8 +28,11 @@ __all__ = ["PeerLocation", "reachable"]
 
 _T = TypeVar("_T")
 
-#: Files are read and written in messages of this size: several of them are under way.
+#: Files are read and written in messages of this size, several of which are under way; or in smaller ones, so that
+#: each of several connections has some of a file.
 _CHUNK = 4 * 1024 * 1024
+_SHARE = 1024 * 1024
+_CONNECTIONS = 4
 #: What is read ahead of a file that is open.
 _BUFFER = 1024 * 1024
 
@@ -161,29 +166,46 @@ class PeerLocation(Location):
 
     def read(self, nbytes: int | None) -> Iterator[bytes | memoryview]:
         """The bytes of a file in pieces."""
-        if nbytes is not None and nbytes < _CHUNK:
-            if chunk := self.read_range(0, nbytes + 1):
-                yield chunk
-            return
         # One byte more than there should be, so that a file which is longer is seen to be.
         yield from self._pieces(0, None if nbytes is None else nbytes + 1)
 
     def _pieces(self, start: int, stop: int | None) -> Iterator[memoryview]:
-        """The bytes of a file from `start`, as far as `stop` or its end."""
-        message = {"op": HANDLER, "what": "read", "store": self.store_id, "place": self.path}
-        with self._line("read") as line:
-            ended = False
-            while True:
-                while not ended and (stop is None or start < stop) and line.claim():
-                    nbytes = _CHUNK if stop is None else min(_CHUNK, stop - start)
-                    line.send(**message, start=start, nbytes=nbytes)
-                    start += nbytes
-                if not line.under_way:
-                    return
-                chunk = line.receive()
-                ended |= not chunk  # a short one may be the last that was asked for
-                if chunk:
+        """The bytes of a file from `start`, as far as `stop` or its end, over several connections at once.
+
+        One alone begins slowly over a long way, and may stay slow where others are on it.
+        """
+        size = _CHUNK
+        if stop is not None:
+            size = min(_CHUNK, max(_SHARE, -(-(stop - start) // _CONNECTIONS)))
+            if stop - start <= size:
+                if chunk := self.read_range(start, stop - start):
                     yield chunk
+                return
+        extra = Wire.here().extra
+        waiting: deque[Future[memoryview]] = deque()
+        pool = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="dpilot-peer")
+        try:
+            while True:
+                while stop is None or start < stop:
+                    # The first one needs no leave: so this file is read however many others are.
+                    if waiting and (len(waiting) >= _CONNECTIONS or not extra.acquire(blocking=False)):
+                        break
+                    nbytes = size if stop is None else min(size, stop - start)
+                    waiting.append(pool.submit(self.read_range, start, nbytes))
+                    start += nbytes
+                if not waiting:
+                    return
+                chunk = waiting[0].result()
+                waiting.popleft()
+                if waiting:
+                    extra.release()
+                if not chunk:
+                    return
+                yield chunk
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # whoever stops does not wait for what is on its way
+            for _ in range(len(waiting) - 1):
+                extra.release()
 
     def write(self, chunks: Chunks, nbytes: int | None = None, *, mode: int = 0o444) -> None:
         """Write a file from pieces. If they end in an error, what was there before stays as it was."""
