@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import statistics
 import subprocess
@@ -59,6 +60,11 @@ def measure(n_functions: int, n_singles: int, n_programs: int, repeat: int) -> l
         cds.wait()
         client.gather(client.map(noop, range(10), pure=False))
 
+        def settle() -> None:
+            """What a run leaves behind is the next one's no more: Dask forgets its tasks."""
+            gc.collect()
+            client.run_on_scheduler(_nothing)
+
         def by_dpilot(descriptions: Callable[[int], list[dict[str, Any]]], single: bool = False) -> _Run:
             def run(n: int) -> float:
                 work = descriptions(n)
@@ -93,18 +99,21 @@ def measure(n_functions: int, n_singles: int, n_programs: int, repeat: int) -> l
             return submitted
 
         rows += [
-            _rate("no-op functions, a batch", "dpilot", by_dpilot(_functions), n_functions, repeat),
-            _rate("", "Client.map", by_map(noop), n_functions, repeat),
-            _rate("", "Client.map(workers=...)", by_map(noop, workers=workers), n_functions, repeat),
-            _rate("no-op functions, one by one", "dpilot", by_dpilot(_functions, single=True), n_singles, repeat),
-            _rate("", "Client.submit", by_submit, n_singles, repeat),
-            _rate("/bin/true, sandbox and files each", "dpilot", by_dpilot(_programs), n_programs, repeat),
+            _rate("no-op functions, a batch", "dpilot", by_dpilot(_functions), n_functions, repeat, settle),
+            _rate("", "Client.map", by_map(noop), n_functions, repeat, settle),
+            _rate("", "Client.map(workers=...)", by_map(noop, workers=workers), n_functions, repeat, settle),
+            _rate(
+                "no-op functions, one by one", "dpilot", by_dpilot(_functions, single=True), n_singles, repeat, settle
+            ),
+            _rate("", "Client.submit", by_submit, n_singles, repeat, settle),
+            _rate("/bin/true, sandbox and files each", "dpilot", by_dpilot(_programs), n_programs, repeat, settle),
             _rate(
                 "/bin/true by subprocess.run",
                 "Client.map(workers=...)",
                 by_map(true, workers=workers),
                 n_programs,
                 repeat,
+                settle,
             ),
         ]
     with ProcessPoolExecutor(SLOTS, mp_context=get_context("spawn")) as pool:
@@ -121,9 +130,14 @@ def measure(n_functions: int, n_singles: int, n_programs: int, repeat: int) -> l
 _Run = Callable[[int], float]
 
 
-def _rate(what: str, system: str, run: _Run, n: int, repeat: int) -> Row:
+def _nothing() -> None:
+    pass
+
+
+def _rate(what: str, system: str, run: _Run, n: int, repeat: int, settle: Callable[[], None] = _nothing) -> Row:
     rates, costs = [], []
     for _ in range(repeat):
+        settle()
         begun = time.perf_counter()
         submitted = run(n)
         rates.append(n / (time.perf_counter() - begun))

@@ -85,7 +85,7 @@ class ComputeDataService(Frames):
         members = self._session.call("members", id=self.id)
         self._data = {id: Handle._find(self._session, id) for id in members["data"]}
         for id in members["units"]:
-            self._take(Handle._find(self._session, id))
+            self._take([Handle._find(self._session, id)])
 
     def _join(self, session: Session) -> None:
         self._begin(session, new_id("cds"))
@@ -174,10 +174,7 @@ class ComputeDataService(Frames):
 
     def submit_compute_unit_batch(self, compute_unit_descriptions: Iterable[Mapping[str, Any]]) -> list[ComputeUnit]:
         """Submit several compute units: faster than one by one. If one is refused, none is submitted."""
-        units = Submission(self._session, self.id, None, self._check).submit(compute_unit_descriptions)
-        for unit in units:
-            self._take(unit)
-        return units
+        return Submission(self._session, self.id, None, self._check).submit(compute_unit_descriptions, self._take)
 
     def submit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> ComputeUnit:
         """Submit a call of a Python function.
@@ -206,14 +203,15 @@ class ComputeDataService(Frames):
         if able is None or able.state.is_final:
             self._feasible[what] = check_feasible(request, name, self.list_pilot_compute())
 
-    def _take(self, unit: ComputeUnit) -> None:
-        with self._session.changed:
+    def _take(self, units: Iterable[ComputeUnit]) -> None:
+        """Units are this service's (the session's lock is held)."""
+        for unit in units:
             self._units[unit.id] = unit
             if not unit.state.is_final:
                 self._unfinished[unit.id] = unit
                 unit._open = self._unfinished
-        for output in unit.output_data.values():
-            self._data.setdefault(output.id, output)
+            for output in unit.output_data.values():
+                self._data.setdefault(output.id, output)
 
     def submit_data_unit(self, data_unit_description: Mapping[str, Any]) -> DataUnit:
         """Put a data unit on the stores that its labels and number of replicas suggest.

@@ -246,8 +246,13 @@ class Submission:
         self.check = check
         self._functions: dict[int, bytes] = {}
 
-    def submit(self, descriptions: Iterable[Mapping[str, Any]]) -> list[ComputeUnit]:
-        """Submit units. If one description is refused, none of them is submitted."""
+    def submit(
+        self, descriptions: Iterable[Mapping[str, Any]], take: Callable[[list[ComputeUnit]], None]
+    ) -> list[ComputeUnit]:
+        """Submit units. If one description is refused, none of them is submitted.
+
+        `take` is called with the handles before any event of theirs is told.
+        """
         specs: list[ComputeUnitSpec] = [ComputeUnitDescription.of(d).validate() for d in descriptions]
         prepared = [self._prepare(spec) for spec in specs]
         units = []
@@ -255,9 +260,12 @@ class Submission:
             unit = ComputeUnit._new(self.session, task, key, spec.name or task.request.kind, {})
             self._outputs(spec, task, unit)
             units.append(unit)
-        self.session.submit(
-            (task, key, references, unit._give) for (task, key, references), unit in zip(prepared, units, strict=True)
-        )
+        with self.session.changed:  # the event loop waits until all is done, not this thread for the event loop
+            self.session.submit(
+                (task, key, references, unit._give)
+                for (task, key, references), unit in zip(prepared, units, strict=True)
+            )
+            take(units)
         return units
 
     def _prepare(self, spec: ComputeUnitSpec) -> tuple[UnitTask, str, tuple[Reference, ...]]:

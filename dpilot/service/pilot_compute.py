@@ -127,9 +127,10 @@ class PilotCompute(Handle):
         """Submit several units that only this pilot may run."""
         if self.state.is_final:
             raise StateError(f"{self.id} is {self.state} and takes no units; create another pilot")
-        units = Submission(self._session, self._owner, self.id, self._check).submit(descriptions)
+        return Submission(self._session, self._owner, self.id, self._check).submit(descriptions, self._take)
+
+    def _take(self, units: Iterable[ComputeUnit]) -> None:
         self._units.update((unit.id, unit) for unit in units)
-        return units
 
     def _check(self, request: Request, name: str) -> None:
         check_feasible(request, name, [self])
