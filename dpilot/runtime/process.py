@@ -7,11 +7,10 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections import deque
+from collections import ChainMap, deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 
 import psutil
 
@@ -23,6 +22,7 @@ __all__ = ["MARK", "RunningProgram"]
 
 #: How much of the end of an error stream is looked at.
 _TAIL_NBYTES = 1 << 16
+_WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 #: A variable that names an attempt: its processes leave the program's group, but keep this.
 MARK = "DPILOT_ATTEMPT"
 
@@ -60,29 +60,29 @@ class RunningProgram:
         self._killed = False
         self._mark = environment.get(MARK)
         own = {**environment, **program.environment}
-        variables = {**os.environ, **own}
+        variables = ChainMap(own, os.environ)
         executable = expand(program.executable, variables)
         path = self._find(executable, variables.get("PATH"))
         command = [executable, *(expand(argument, variables) for argument in program.arguments)]
         if wrap is not None:
             command = wrap([path, *command[1:]], variables)
             path = command[0]
+        files: list[int] = []
         try:
-            with (
-                Path(directory / (program.stdin or os.devnull)).open("rb") as stdin,
-                self._create(program.stdout) as stdout,
-                self._create(program.stderr) as stderr,
-            ):
-                self._popen = subprocess.Popen(
-                    command,
-                    executable=path,
-                    cwd=directory,
-                    env=variables,
-                    stdin=stdin,
-                    stdout=stdout,
-                    stderr=stderr,
-                    start_new_session=True,
-                )
+            files.append(os.open(directory / program.stdin if program.stdin else os.devnull, os.O_RDONLY))
+            files.append(self._create(program.stdout))
+            files.append(self._create(program.stderr))
+            self._popen = subprocess.Popen(
+                command,
+                executable=path,
+                cwd=directory,
+                # In bytes, as the system has them: to decode and encode all of them takes a tenth of a millisecond.
+                env={**os.environb, **{os.fsencode(name): os.fsencode(value) for name, value in own.items()}},
+                stdin=files[0],
+                stdout=files[1],
+                stderr=files[2],
+                start_new_session=True,
+            )
         except OSError as error:
             raise ExecutableError(
                 f"executable {executable!r} could not be started: {error.strerror or error}"
@@ -90,12 +90,17 @@ class RunningProgram:
             ) from None
         except ValueError as error:  # such as a NUL in an argument
             raise ExecutableError(f"executable {executable!r} could not be started: {error}") from None
+        finally:
+            for file in files:
+                os.close(file)
 
-    def _create(self, name: str) -> BinaryIO:
+    def _create(self, name: str) -> int:
         path = self.directory / name
-        if path.parent != self.directory:
+        try:
+            return os.open(path, _WRITE, 0o666)
+        except FileNotFoundError:
             path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("wb")
+            return os.open(path, _WRITE, 0o666)
 
     def _find(self, executable: str, search: str | None) -> str:
         if "/" not in executable:
@@ -109,13 +114,13 @@ class RunningProgram:
                 )
             executable = f"./{executable}"
         path = self.directory / executable
+        if os.access(path, os.X_OK) and not path.is_dir():
+            return str(path)
         if not path.exists():
             raise ExecutableError(f"executable {executable!r} does not exist on the pilot's machine; check its path")
-        if path.is_dir() or not os.access(path, os.X_OK):
-            raise ExecutableError(
-                f"executable {executable!r} is not executable; `chmod +x` it, or run it with its interpreter"
-            )
-        return str(path)
+        raise ExecutableError(
+            f"executable {executable!r} is not executable; `chmod +x` it, or run it with its interpreter"
+        )
 
     def wait(self, walltime_s: float | None, stderr_lines: int) -> None:
         """Wait for its end.
