@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from tests.services import program_path
 if TYPE_CHECKING:
     from selenium import webdriver
 
-__all__ = ["browser", "faint_text", "show_in", "text_of", "unlabelled"]
+__all__ = ["browser", "faint_text", "picture_of", "show_in", "text_of", "unlabelled"]
 
 #: Quiet and alone: it opens no connection that a page does not ask for.
 _FLAGS = (
@@ -112,6 +113,16 @@ def show_in(page: webdriver.Chrome, theme: str) -> None:
     """Have a page think that the system is ``light`` or ``dark``."""
     media = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+
+
+def picture_of(page: webdriver.Chrome) -> bytes:
+    """All of a page as PNG, however high it is."""
+    width, height = page.execute_script("return [innerWidth, document.documentElement.scrollHeight]")
+    page.set_window_size(width, height)  # a little less is seen of it: the window has edges
+    height = page.execute_script("return document.body.scrollHeight")
+    clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+    options = {"format": "png", "captureBeyondViewport": True, "clip": clip}
+    return base64.b64decode(page.execute_cdp_cmd("Page.captureScreenshot", options)["data"])
 
 
 def faint_text(page: webdriver.Chrome) -> list[str]:

@@ -44,11 +44,12 @@ class SlotsOverTime:
     def update(self) -> None:
         """Draw what is known now."""
         model, now, shift = self._watch.model, time.time(), _local_s()
-        levels = sorted(model.busy_at.items())
+        levels = [(site, *level.points(now)) for site, level in sorted(model.busy_at.items())]
+        if len(levels) > _MOST_SITES:
+            levels = [*levels[: _MOST_SITES - 1], _together(levels[_MOST_SITES - 1 :])]
         data: dict[str, list[Any]] = {"xs": [], "ys": [], "site": [], "colour": []}
         below: list[float] = []
-        for i, (site, level) in enumerate(levels[:_MOST_SITES]):
-            times, means = level.points(now)
+        for i, (site, times, means) in enumerate(levels):
             below = below or [0.0] * len(means)
             size = min(len(means), len(below))
             above = [a + b for a, b in zip(below[:size], means[:size], strict=True)]
@@ -61,6 +62,12 @@ class SlotsOverTime:
             data["colour"].append(self._colours[i % len(self._colours)])
             below = above
         self._source.data = data
+
+
+def _together(levels: list[tuple[str, list[float], list[float]]]) -> tuple[str, list[float], list[float]]:
+    """Several sites as one: all are looked at at the same times."""
+    sums = [sum(means) for means in zip(*(means for _, _, means in levels), strict=False)]
+    return f"{len(levels)} others", levels[0][1], sums
 
 
 class Gantt:

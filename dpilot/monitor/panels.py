@@ -60,11 +60,12 @@ def pilots_html(view: View) -> str:
     if len(live) > _MOST_ROWS:
         live, what = _together(live, lambda row: (_site(row), row["machine"] or _NONE)), "machine"
         if len(live) > _MOST_ROWS:
-            live, what = _together(live, lambda row: (_site(row), "all machines")), "datacenter"
+            live, what = [_of_site(row) for row in _together(live, lambda row: (_site(row), ""))], "datacenter"
     live.sort(key=lambda row: (_site(row), row["machine"] or "", row["pilot"]))
     lines = []
     for site, group in groupby(live, _site):
-        lines.append(f'<tr class="group"><td colspan="6">{escape(site)}</td></tr>')
+        if what != "datacenter":
+            lines.append(f'<tr class="group"><td colspan="6">{escape(site)}</td></tr>')
         for row in group:
             share = row.get("busy", 0) / row["slots"] if row["slots"] else 0.0
             lines.append(
@@ -74,8 +75,13 @@ def pilots_html(view: View) -> str:
                 f'<td class="n">{row.get("busy", 0):,} / {row["slots"]:,}</td>'
                 f'<td class="n">{row.get("done", 0):,}</td></tr>'
             )
-    head = _head([what, "machine", "state", "slots busy"], ["busy", "done"])
+    head = _head([what, "pilots" if what == "datacenter" else "machine", "state", "slots busy"], ["busy", "done"])
     return f'<div class="scroll"><table>{head}{"".join(lines)}</table></div>'
+
+
+def _of_site(row: View) -> View:
+    """The row of a whole site: it is its own headline."""
+    return {**row, "pilot": row["datacenter"], "machine": f"{row['pilots']:,}"}
 
 
 def _together(rows: list[View], key: Callable[[View], tuple[str, str]]) -> list[View]:

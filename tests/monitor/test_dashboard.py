@@ -303,14 +303,16 @@ def test_a_prefix_is_before_all_paths_and_without_a_dashboard_there_is_json():
 
 
 @pytest.mark.slow
-def test_logging_is_configured_as_dasks_is():
+def test_logging_is_configured_as_dasks_is(tmp_path):
     program = """
+        import sys
         from dpilot import ComputeDataService, PilotComputeService
 
         if __name__ == "__main__":
             with PilotComputeService() as pcs, ComputeDataService() as cds:
                 cds.add_pilot_compute_service(pcs)
-                pcs.create_pilot({"service_url": "fork://localhost", "affinity_datacenter_label": "EWR"})
+                work = {"working_directory": sys.argv[1], "affinity_datacenter_label": "EWR"}
+                pcs.create_pilot({"service_url": "fork://localhost", **work})
                 cds.submit_compute_unit_batch([{"executable": "/bin/true"}, {"executable": "/bin/false"}])
                 cds.wait()
     """
@@ -319,7 +321,9 @@ def test_logging_is_configured_as_dasks_is():
         ({"DASK_LOGGING__DPILOT": "info"}, ["at EWR is Running", "(false) is Failed on pc-"], ["(true) is Done"]),
         ({"DASK_LOGGING__DPILOT": "debug"}, ["at EWR is Running", "(true) is Done on pc-"], []),
     ):
-        with script(program, DASK_DPILOT__SCHEDULER__DASHBOARD_ADDRESS="127.0.0.1:0", **levels) as process:
+        with script(
+            program, str(tmp_path), DASK_DPILOT__SCHEDULER__DASHBOARD_ADDRESS="127.0.0.1:0", **levels
+        ) as process:
             log = process.end()[1]
             assert [line for line in told if line not in log] == [], log
             assert [line for line in not_told if line in log] == [], log
@@ -330,16 +334,16 @@ def test_colours_have_contrast(theme):
     colours = THEMES[theme]
     for behind in ("page", "panel"):
         for text in ("ink", "muted", "link", "good", "warn", "bad"):
-            assert _contrast(colours[text], colours[behind]) >= 4.5, (text, behind)
+            assert contrast(colours[text], colours[behind]) >= 4.5, (text, behind)
         for mark in ("busy", "machine", "datacenter", "elsewhere", "none"):
-            assert _contrast(colours[mark], colours[behind]) >= 3, (mark, behind)
+            assert contrast(colours[mark], colours[behind]) >= 3, (mark, behind)
 
 
 def _rgb(colour: str) -> tuple[int, ...]:
     return tuple(bytes.fromhex(colour[1:]))
 
 
-def _contrast(one: str, other: str) -> float:
+def contrast(one: str, other: str) -> float:
     """As WCAG 2 defines it."""
 
     def luminance(colour: str) -> float:

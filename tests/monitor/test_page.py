@@ -9,6 +9,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from dpilot import State
 from dpilot.monitor.tables import nbytes_text
 from dpilot.monitor.theme import THEMES
 from dpilot.runtime.session import Session
-from tests.browser import browser, faint_text, show_in, text_of, unlabelled
+from tests.browser import browser, faint_text, picture_of, show_in, text_of, unlabelled
 from tests.helpers import LONG_S, Gate, eventually, reach
 from tests.monitor.test_dashboard import SITES, Run, scheduler
 from tests.units import hold
@@ -90,15 +91,14 @@ def test_the_page_shows_the_apis_figures(run: Run, tmp_path: Path, width: int, t
         background = page.execute_script("return getComputedStyle(document.body).backgroundColor")
         assert background == "rgb({}, {}, {})".format(*bytes.fromhex(THEMES[theme]["page"][1:]))
         assert (faint_text(page), unlabelled(page)) == ([], [])
-        _keep(page, width, f"dashboard-{theme}-{width}.png")
+        _keep(page, f"dashboard-{theme}-{width}.png")
 
 
 def _section(page: object, label: str) -> list[str]:
     return text_of(page, page.find_element("css selector", f"section[aria-label='{label}']")).split("\n")
 
 
-def _keep(page: object, width: int, name: str) -> None:
+def _keep(page: Any, name: str) -> None:
     directory = os.environ.get("DPILOT_PICTURES")
     if directory:
-        page.set_window_size(width, page.execute_script("return document.documentElement.scrollHeight"))
-        page.save_screenshot(str(Path(directory, name)))
+        Path(directory, name).write_bytes(picture_of(page))
