@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
@@ -55,8 +56,8 @@ class Progress(NamedTuple):
 def progress(units: Handle | Iterable[Handle], timeout: float | None = None) -> None:
     """Wait for compute units and data units, and show how far they are: bars of units, bytes and transfers.
 
-    The bars are drawn by tqdm: as widgets in a notebook, as text on stderr in a terminal, and not at all where stderr
-    is a file.
+    The bars are drawn by tqdm: as widgets in a notebook, as text on stderr in a terminal (in a notebook without
+    ipywidgets one line, of units), and not at all where stderr is a file.
 
     Parameters
     ----------
@@ -125,8 +126,13 @@ class _Bars:
 
     def __init__(self, handles: Collection[Handle], data: Collection[DataUnit]) -> None:
         from tqdm.auto import tqdm  # it looks whether this is a notebook, and warns in one that lacks ipywidgets
+        from tqdm.notebook import tqdm_notebook
 
         self._tqdm = tqdm
+        ipython = sys.modules.get("IPython")
+        self._in_notebook = getattr(None if ipython is None else ipython.get_ipython(), "kernel", None) is not None
+        # Without widgets, a notebook can draw one line over and over, but not several.
+        self._is_one_line = self._in_notebook and not issubclass(tqdm, tqdm_notebook)
         self._handles = handles
         self._data = data
         self._moves: dict[str, dict[str, tuple[int, int, bool]]] = {}  # data unit, store: bytes so far, in all, ended
@@ -135,8 +141,9 @@ class _Bars:
         self._transfers: Any = None
 
     def _bar(self, total: int, what: str, **options: Any) -> Any:
-        # Not drawn where stderr is no terminal: a log has no use for it.
-        return self._tqdm(total=total, desc=f"{what:9}", disable=None, **options)
+        # Not drawn where stderr is neither a terminal nor a notebook: a log has no use for it.
+        disable = False if self._in_notebook else None
+        return self._tqdm(total=total, desc=f"{what:9}", disable=disable, **options)
 
     def draw(self) -> None:
         """Show how far all is now."""
@@ -147,7 +154,7 @@ class _Bars:
         self._units.set_postfix_str(text, refresh=False)
         self._units.refresh()
         self._look()
-        if self._moves:
+        if self._moves and not self._is_one_line:
             if self._bytes is None:
                 self._bytes = self._bar(0, "bytes", unit="B", unit_scale=True)
                 self._transfers = self._bar(0, "transfers", unit="transfer")

@@ -143,6 +143,17 @@ def test_a_real_kernel_tells_the_notebook_what_happens(tmp_path: Path) -> None:
     assert any("3 Done" in value for value in values)
 
 
+@pytest.mark.slow
+def test_a_notebook_without_ipywidgets_has_static_cards_and_a_bar_of_text(tmp_path: Path) -> None:
+    hide = "import sys; sys.modules['ipywidgets'] = None"
+    run = "units = cds.submit_compute_unit_batch([{'executable': '/bin/true'}] * 3); cds.wait(20, progress=True);"
+    told = talk([hide, SHOW, run, "cds.cancel(); pcs.cancel()"], tmp_path)
+    assert told["errors"] == []
+    (shown,) = told["shown"]
+    assert sorted(shown) == ["text/html", "text/plain"]
+    assert "3/3" in told["stderr"]
+
+
 #: What users do wrong, and the errors that they then read.
 WRONG = """
 import dpilot
@@ -186,7 +197,7 @@ import json, sys
 from collections import defaultdict
 from jupyter_client import KernelManager
 
-told = {"errors": [], "shown": [], "values": defaultdict(list)}
+told = {"errors": [], "shown": [], "values": defaultdict(list), "stderr": ""}
 manager = KernelManager()
 manager.kernel_spec.argv[0] = sys.executable
 manager.start_kernel()
@@ -198,6 +209,8 @@ def hear(message):
     content, what = message["content"], message["msg_type"]
     if what == "execute_result":
         told["shown"].append(content["data"])
+    elif what == "stream":
+        told["stderr"] += content["text"] if content["name"] == "stderr" else ""
     elif what == "error":
         told["errors"].append(content["traceback"])
     elif what in ("comm_open", "comm_msg"):
