@@ -22,7 +22,8 @@ import sys
 import time
 import tracemalloc
 import uuid
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -90,27 +91,53 @@ class _Silent:
         return self._is_closed
 
 
-class _Watch:
-    """How long some methods of an object take, within all that is done; and of calls within calls, the outer ones."""
+class _Clock:
+    """Who takes how long: each moment is counted for one only, the innermost of those whose methods are under way."""
 
-    def __init__(self, watched: object, *names: str) -> None:
-        self.total_s = 0.0
-        self._depth = 0
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._stack = ["Dask"]
+        self._since = time.perf_counter()
+        gc.callbacks.append(self._collected)
+
+    def _collected(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            self._enter("garbage")
+        else:
+            self._leave()
+
+    def _enter(self, who: str) -> None:
+        now = time.perf_counter()
+        self.seconds[self._stack[-1]] += now - self._since
+        self._since = now
+        self._stack.append(who)
+
+    def _leave(self) -> None:
+        now = time.perf_counter()
+        self.seconds[self._stack.pop()] += now - self._since
+        self._since = now
+
+    def watch(self, who: str, watched: object, *names: str) -> None:
+        """Count what some methods of an object take for `who`."""
         for name in names:
-            setattr(watched, name, self._timed(getattr(watched, name)))
+            setattr(watched, name, self._timed(who, getattr(watched, name)))
 
-    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _timed(self, who: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
-            begun = time.perf_counter()
-            self._depth += 1
+            self._enter(who)
             try:
                 return function(*args, **kwargs)
             finally:
-                self._depth -= 1
-                if not self._depth:
-                    self.total_s += time.perf_counter() - begun
+                self._leave()
 
         return timed
+
+    def take(self) -> Mapping[str, float]:
+        """What was counted since the last time."""
+        self._enter(self._stack[-1])
+        self._leave()
+        taken, self.seconds = self.seconds, defaultdict(float)
+        return taken
 
 
 class _Bench:
@@ -124,9 +151,12 @@ class _Bench:
         self.background: list[asyncio.Task[Any]] = []
         self.inputs: list[tuple[str, ...]] = [()]  # of the units, in turn
         self._n_units = 0
+        self.clock = _Clock()
         own = "update_graph", "transition", "_match", "add_worker", "_status_changed", "take_report", "_tell_begun"
-        self.own = _Watch(plugin, *own, "_send_events")
-        self.decision = _Watch(plugin.matcher, "match", "submit", "withdraw", "release", "staged", "data_changed")
+        self.clock.watch("plugin", plugin, *own, "_send_events")
+        decision = "match", "submit", "withdraw", "release", "staged", "data_changed"
+        self.clock.watch("decision", plugin.matcher, *decision)
+        self.clock.watch("Dask", scheduler, "transition", "transitions", "worker_send", "client_desires_keys")
         self._begun = time.perf_counter()
 
     def say(self, what: str) -> None:
@@ -278,28 +308,33 @@ async def _measure(case: Case, memory: int) -> dict[str, Any]:
     if SHAPES[case.shape][1]:
         bench.add_data(case)
         bench.say(f"{case.data:,} data units")
-    bench.own.total_s = bench.decision.total_s = 0.0
+    bench.clock.take()
     while left:
         more = min(left, 10_000)
         left -= more
         await bench.submit(more, True)
         bench.say(f"{case.units - left:,} units wait")
-    row["submit_us"] = 1e6 * bench.own.total_s / (case.units - memory)
-    row["decision_submit_us"] = 1e6 * bench.decision.total_s / (case.units - memory)
+    row["submit_us"], row["decision_submit_us"], _, _ = _shares(bench.clock, case.units - memory)
     for number in range(case.workers):
-        begun, own_s = time.perf_counter(), bench.own.total_s
+        begun = time.perf_counter()
         await bench.join(f"pc-{number % case.pilots}", number)
         await asyncio.sleep(0)
-        joins.append((time.perf_counter() - begun, bench.own.total_s - own_s))
+        joins.append((time.perf_counter() - begun, _shares(bench.clock, 1)[0] / 1e6))
         if (number + 1) % 1_000 == 0:
             bench.say(f"{number + 1:,} workers")
     row["join_ms"], row["own_join_ms"] = (1e3 * sorted(part)[len(part) // 2] for part in zip(*joins, strict=True))
-    bench.own.total_s, bench.decision.total_s, begun = 0.0, 0.0, time.perf_counter()
+    bench.clock.take()
     placed = await bench.place_all(case.units)
-    row["us"] = 1e6 * (time.perf_counter() - begun) / placed
-    row["own_us"] = 1e6 * bench.own.total_s / placed
-    row["decision_us"] = 1e6 * bench.decision.total_s / placed
+    row["own_us"], row["decision_us"], row["garbage_us"], row["us"] = _shares(bench.clock, placed)
     return row
+
+
+def _shares(clock: _Clock, n: int) -> tuple[float, float, float, float]:
+    """Microseconds for each of `n`: the plugin's, of them those of the decision; garbage collection's; all."""
+    seconds = clock.take()
+    own_s = seconds["plugin"] + seconds["decision"]
+    found = own_s, seconds["decision"], seconds["garbage"], sum(seconds.values())
+    return tuple(1e6 * part / n for part in found)  # type: ignore[return-value]
 
 
 def _tell(case: Case, memory: int, teller: Connection) -> None:
@@ -326,8 +361,9 @@ def measure(case: Case, memory: int = 1000) -> dict[str, Any]:
     -------
     dict
         ``nbytes`` per waiting unit beyond Dask's; ``submit_us`` and ``own_us`` of the plugin, per unit submitted and
-        placed, in a scheduler that takes ``us`` for it in all; ``decision_submit_us`` and ``decision_us`` of these, of
-        the matcher; ``join_ms`` of a worker, ``own_join_ms`` of it dpilot's.
+        placed, in a scheduler that takes ``us`` for it in all, ``garbage_us`` of it to look for garbage;
+        ``decision_submit_us`` and ``decision_us`` of the plugin's, the matcher's; ``join_ms`` of a worker,
+        ``own_join_ms`` of it dpilot's.
     """
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe(duplex=False)
@@ -353,16 +389,16 @@ def main(pilots: tuple[int, ...], workers: int, units: int, data: int, shapes: t
         print(json.dumps(rows))
         return
     header = ["data", "pilots", "workers", "units", "bytes/unit", "submit us", "decision", "placed us", "decision"]
-    print("dpilot's own, of it the decision, and that of the scheduler in all. Compare within this table.\n")
+    print("dpilot's own, of it the decision; garbage collection, and all. Compare within this table.\n")
     print(
         text_table(
-            [*header, "of all us", "join ms", "of all ms"],
+            [*header, "garbage", "of all us", "join ms", "of all ms"],
             [
                 [
                     row["shape"],
                     *(f"{row[name]:,}" for name in ("pilots", "workers", "units")),
                     *(f"{row[name]:,.0f}" for name in ("nbytes", "submit_us", "decision_submit_us")),
-                    *(f"{row[name]:,.0f}" for name in ("own_us", "decision_us", "us")),
+                    *(f"{row[name]:,.0f}" for name in ("own_us", "decision_us", "garbage_us", "us")),
                     *(f"{row[name]:.2f}" for name in ("own_join_ms", "join_ms")),
                 ]
                 for row in rows

@@ -177,10 +177,11 @@ class Demand(Fleet):
         request, pool, head = line.request, line.pool, line.head()
         assert head is not None, "a line without units was kept"
         views = self.views(request)
-        lasts_s = None if now is None else self.lasts_s(request)
+        lasts_s = None if now is None or not pool.ends else self.lasts_s(request)
         until = None if now is None or lasts_s is None else now + lasts_s
         ahead = self.ahead and line.need.slots == 1 and not line.is_late
-        homes, visits = choose(line, views, self.policy, until, ahead, partial(self._is_stuck_at, views))
+        is_stuck_at = partial(self._is_stuck_at, views) if line.is_stuck else None
+        homes, visits = choose(line, views, self.policy, until, ahead, is_stuck_at)
         home = homes[0] if homes else pool.nowhere
         may_come = ahead and home is not pool.nowhere and home.keeps
         line.is_coming = home is pool.away or (may_come and is_far(views, home.site))
@@ -192,7 +193,9 @@ class Demand(Fleet):
             if before:
                 before[0].place.count(request.kind, -line.length * request.slots)
             queues[0].place.count(request.kind, line.length * request.slots)
-            line.nbytes = float(sum(view.nbytes for view in views))
+            line.nbytes = 0.0
+            for view in views:
+                line.nbytes += view.nbytes
             for queue in before:
                 queue.lines.pop(line, None)
             for queue in queues:

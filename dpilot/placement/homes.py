@@ -19,8 +19,8 @@ _EQUAL_S = 1e-6
 _MOST_HOMES = 8
 #: In a pool of more datacenters, those that no input or label names count as alike.
 _MOST_ZONES = 16
-#: What a byte counts that is so far away.
-_WEIGHT = {Distance.SAME_MACHINE: 0, Distance.SAME_DATACENTER: 1, Distance.OTHER_DATACENTER: 10}
+#: What a byte counts that is so far away, by distance.
+_WEIGHT = 0, 1, 10
 
 
 def named(line: Line, views: Sequence[InputView]) -> list[Place]:
@@ -28,19 +28,20 @@ def named(line: Line, views: Sequence[InputView]) -> list[Place]:
     pool, request = line.pool, line.request
     zones, machines = pool.zones, pool.machines
     places: dict[Place, None] = {}
-    last = []
+    last: dict[Place, None] = {}
     sites = [site for view in views for site in view.sites]
-    if request.site.datacenter is not None or request.site.machine is not None:
+    if request.site != _ANYWHERE:
         sites.append(request.site)
     for site in sites:
-        if site.datacenter in zones and site.datacenter is not None:
-            places[zones[site.datacenter]] = None
-        if site.machine in machines:
-            last += [m for m in machines[site.machine] if m.site.distance(site) is Distance.SAME_MACHINE]
+        datacenter, machine = site
+        if datacenter is not None and (zone := zones.get(datacenter)) is not None:
+            places[zone] = None
+        for place in machines.get(machine, ()) if machine is not None else ():
+            if place.site == site or place.site.distance(site) is Distance.SAME_MACHINE:
+                last[place] = None
     if None in zones and any(site.datacenter is not None for site in sites):
         places[zones[None]] = None  # nothing is known to be farther away than that
-    places.update(dict.fromkeys(last))
-    return list(places)
+    return [*places, *last]
 
 
 def is_far(views: Sequence[InputView], site: Site) -> bool:
@@ -125,8 +126,10 @@ def _nearest(view: InputView, able: Sequence[Place]) -> tuple[list[Place], list[
 
 def _missing(views: Sequence[InputView], place: Place) -> float:
     """Bytes of inputs that are not at a place; those that are not even near it count tenfold."""
-    nbytes = 0
+    nbytes, target = 0, place.site
     for view in views:
-        distance = min((site.distance(place.site) for site in view.sites), default=Distance.OTHER_DATACENTER)
+        distance = Distance.OTHER_DATACENTER
+        for site in view.sites:
+            distance = min(distance, site.distance(target))
         nbytes += view.nbytes * _WEIGHT[distance]
     return float(nbytes)

@@ -148,9 +148,10 @@ class Matcher(Bindings):
                 if line.is_coming and line.length:
                     line.is_late, line.target = True, None
                     self._untold[line] = None
-        for line in list(islice(self._untold, _MOST_STEPS)):
-            del self._untold[line]
-            self.stand(line, now)
+        if self._untold:
+            for line in list(islice(self._untold, _MOST_STEPS)):
+                del self._untold[line]
+                self.stand(line, now)
         self._recalled.update(recalls)
         return list(recalls)
 

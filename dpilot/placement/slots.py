@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -66,6 +66,7 @@ class _Worker:
     is_open: bool = True
     changes: int = 0
     leaving: int = 0  # slots that are not counted as busy any more, though their units have not ended
+    plain: tuple[Share, ...] = ()  # what a unit holds that asks for a slot and nothing else
 
     @property
     def idle(self) -> int:
@@ -129,6 +130,7 @@ class PilotSlots:
         """A worker with `slots` slots has joined; `memory_nbytes` of None is no limit."""
         self._joined += 1
         worker = _Worker(address, self._joined, slots, memory_nbytes, gpus, memory_nbytes or 0, list(range(gpus)))
+        worker.plain = (Share(address, 1),)
         self.workers[address] = worker
         self._sizes[memory_nbytes, gpus] = self._sizes.get((memory_nbytes, gpus), 0) + 1
         self.total += slots
@@ -249,14 +251,14 @@ class PilotSlots:
                 if standing.is_valid:
                     yield standing.worker
 
-    def _shares(self, slots: int, expected_s: float, memory_nbytes: int, gpus: int) -> list[Share] | None:
+    def _shares(self, slots: int, expected_s: float, memory_nbytes: int, gpus: int) -> Sequence[Share] | None:
         """What a unit would hold. One slot is at one worker; several are idle ones, on as few workers as will do.
 
         Memory and GPUs of a unit of several slots are taken where its slots are.
         """
         if slots == 1 and not memory_nbytes and not gpus:
             best = self._least_loaded(expected_s)
-            return None if best is None else [Share(best.address, 1)]
+            return None if best is None else best.plain
         if slots == 1:
             for worker in self._standing():
                 if self._room(worker, expected_s) > 0 and worker.has(memory_nbytes, gpus):
@@ -318,9 +320,9 @@ class PilotSlots:
 
     def _change(self, worker: _Worker, share: Share, sign: int, expected_s: float) -> None:
         """A unit takes its share of a worker (`sign` is 1), or gives it back (-1)."""
-        self.idle -= worker.idle
+        idle = worker.idle
         worker.busy += sign * share.slots
-        self.idle += worker.idle
+        self.idle += worker.idle - idle
         work_s = sign * share.slots * expected_s
         worker.backlog_s = max(0.0, worker.backlog_s + work_s)
         self.backlog_s = max(0.0, self.backlog_s + work_s)

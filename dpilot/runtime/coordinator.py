@@ -98,7 +98,7 @@ class Coordinator(Supply):
             if data.life.state.is_final:
                 raise _unreadable(unit.id, data.error or DataError(f"data unit {du} is {data.life.state}"))
             if not data.is_ready:
-                record.missing.add(du)
+                record.missing |= {du}
                 data.waiting.add(unit.id)
 
     def _parked(self, record: UnitRecord) -> None:
@@ -366,7 +366,7 @@ class Coordinator(Supply):
         """Compute units waited for a data unit that can be read now."""
         for unit in units:
             record = self.records.units[unit]
-            record.missing.discard(du)
+            record.missing -= {du}
             if not record.missing and record.runnable and not record.life.state.is_final:
                 self._enqueue(record)
         self._match_soon()

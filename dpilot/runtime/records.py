@@ -225,7 +225,7 @@ class UnitRecord(Record):
         self.directory = id  # where it runs: absolute, or in the pilot's directory
         self.outputs: tuple[str, ...] = ()
         self.program: str | None = None  # the executable; None of a Python function
-        self.missing: set[str] = set()  # inputs that are not ready
+        self.missing: frozenset[str] = frozenset()  # inputs that are not ready; mostly it is the same empty one
         self.takes_results = False  # whether it takes those of other units as arguments
         self.ready: float | None = None  # when all that it reads and takes was there
         self.runnable = False  # whether Dask has parked it: all that it takes as arguments is there
