@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Bundles"]
 
 #: How long a turn lasts.
-_TURN_S = 0.01
+_TURN_S = 0.02
 #: How long a unit may run, and others wait, before the scheduler is told.
 _LONG_S = 0.05
 

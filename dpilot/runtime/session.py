@@ -90,7 +90,8 @@ class Session:
         self.client = client
         self.cluster = cluster
         self.address = adapter.address_of(client)
-        self.changed = threading.Condition()
+        self.changed = threading.RLock()  # held while anything changes
+        self._waiting: dict[threading.Condition, Callable[[], bool]] = {}  # threads, and what each waits for
         self.is_lost = False
         self.is_closing = False
         self.carrier = Carrier(self._tell_of_job, self.reach, int(config.get("data.transfers-per-worker")))
@@ -374,7 +375,9 @@ class Session:
     def _changed(self) -> None:
         for listener in list(self._listeners):
             listener.wake()
-        self.changed.notify_all()
+        for thread, condition in self._waiting.items():  # to wake one for nothing costs more than its condition
+            if self.is_lost or _holds(condition):
+                thread.notify()
 
     def listen(self, listener: Listener) -> None:
         """Have a listener woken by all events, as long as somebody holds it."""
@@ -412,7 +415,7 @@ class Session:
                 )
                 for handle in self.followers(id):
                     handle.take_event(str(State.Failed), time.time(), {"error": pickle.dumps(error)})
-            self.changed.notify_all()
+            self._changed()
 
     def _lose(self) -> None:
         with self.changed:
@@ -444,7 +447,7 @@ class Session:
         Parameters
         ----------
         condition : callable
-            Evaluated at every event, with the session's lock held.
+            Evaluated at every event, with the session's lock held, in whichever thread.
         timeout : float, optional
             In seconds.
         pending : callable
@@ -459,22 +462,34 @@ class Session:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self.changed:
-            while not condition():
-                if self.is_lost:
-                    if may_lose:
-                        return
-                    raise ConnectionLostError(f"the scheduler at {self.address} was lost while waiting")
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    break
-                self.changed.wait(left)
-            else:
-                return
+            thread = threading.Condition(self.changed)
+            self._waiting[thread] = condition
+            try:
+                while not condition():
+                    if self.is_lost:
+                        if may_lose:
+                            return
+                        raise ConnectionLostError(f"the scheduler at {self.address} was lost while waiting")
+                    left = None if deadline is None else deadline - time.monotonic()
+                    if left is not None and left <= 0:
+                        break
+                    thread.wait(left)
+                else:
+                    return
+            finally:
+                del self._waiting[thread]
         try:
             reason = pending()
         except PilotError as error:
             reason = str(error)
         raise PilotTimeoutError(f"still pending after {timeout:g} s: {reason}")
+
+
+def _holds(condition: Callable[[], bool]) -> bool:
+    try:
+        return condition()
+    except Exception:  # whoever waits for it will see
+        return True
 
 
 def _free_address(address: str) -> str:
