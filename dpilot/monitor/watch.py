@@ -77,10 +77,11 @@ class Watch:
         """A record has entered another state."""
         if isinstance(record, UnitRecord):
             # Not worked out now: a tiny unit goes through three states within a tick, and is looked at once.
-            if record not in self._changed:
-                if len(self._changed) >= _MOST_CHANGED:
-                    self._take_in()
-                self._changed[record] = before
+            if record in self._changed:
+                return
+            if len(self._changed) >= _MOST_CHANGED:
+                self._take_in()
+            self._changed[record] = before
         elif isinstance(record, PilotRecord):
             self._model.pilot_advanced(record, before, time.time())
             self._touch(record.id)
