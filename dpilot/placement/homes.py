@@ -83,7 +83,9 @@ def choose(
     if pool.is_flat:
         return ([pool.root] if pool.root.could_until(need, until) else []), []
     if line.target is not None:
-        if line.target.could_until(need, until):
+        if line.is_stuck and _has_come(line, views, line.target):
+            line.is_stuck = False
+        elif line.target.could_until(need, until):
             others = [place for place in named(line, views) if place is not line.target and place.site.machine]
             return [line.target], [(_missing(views, place), place) for place in others]
         line.target = None
@@ -114,6 +116,11 @@ def choose(
         homes = [min(homes, key=lambda place: (place.backlog_s + sum(place.own.values())) / place.slots)]
     others = [place for place in able if place not in homes]
     return homes, [(_missing(views, place), place) for place in others]
+
+
+def _has_come(line: Line, views: Sequence[InputView], target: Place) -> bool:
+    """Whether what was sent for anew has come to another place before its target: the copy that lagged was first."""
+    return is_far(views, target.site) and not all(is_far(views, place.site) for place in named(line, views))
 
 
 def _nearest(view: InputView, able: Sequence[Place]) -> tuple[list[Place], list[tuple[float, Place]]]:

@@ -316,7 +316,9 @@ class Links:
             if link.alone is None:
                 # What others on its way have left of it is no more than what one gets alone.
                 link.alone = max(seen, min(self._alone(link), seen * link.busiest))
-            elif link.busiest <= 1 or seen > link.alone:
+            elif seen > link.alone:
+                link.alone = seen  # one that lags may have told less
+            elif link.busiest <= 1:
                 link.alone = _mean(link.alone, seen)
             if beside > 1:
                 link.capacity = seen * beside if link.capacity is None else _mean(link.capacity, seen * beside)

@@ -11,10 +11,9 @@ from dpilot.placement.views import InputView
 
 __all__ = ["Transit"]
 
-#: A transfer that takes so many times longer than expected is looked at, and teaches its link.
+#: A transfer that takes so many times longer than expected is looked at, and teaches its link. It is overdue, unless it
+#: is the first on its link, of which nothing was known: what waits for it may go elsewhere.
 _LATE = 2.0
-#: One that takes so many times longer is overdue: what waits for it may go elsewhere.
-_OVERDUE = 4.0
 #: Replicas that cost so little more than the cheapest one are as good.
 _ALIKE = 1.01
 #: To so many machines at a time a replica is brought: from a machine, and from a store that is none. More of them wait
@@ -69,7 +68,7 @@ class Transit:
                 if source is None or source.distance(site) is Distance.SAME_MACHINE:
                     continue
                 seconds = self._links.transfer_s(source, site, view.nbytes, view.n_files)
-                overdue_s = _OVERDUE * seconds * self._links.doubt(source, site)
+                overdue_s = _LATE * seconds * self._links.doubt(source, site)
                 way = self._ways[key] = _Way(view, source, now, seconds, overdue_s)
                 self._links.begin(source, site)
                 self._served[view.id, source] = self._served.get((view.id, source), 0) + 1

@@ -205,7 +205,7 @@ class Matching(RuleBasedStateMachine):
         wide = any(request.slots > 1 or request.kind == "long" for request in self.requests.values())
         for unit, request in self.requests.items():
             if request.slots == 1 and not wide:
-                for row in m.explain(unit).rows:
+                for row in m.explain(unit, self.now).rows:
                     assert row.verdict == "rejected" or m.idle_slots(row.pilot) == 0, (unit, row)
 
     @invariant()
