@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[1]
 
 COMMANDS = {
     "units": "python -m benchmarks --json",
-    "data": "python -m benchmarks.data --large 512 --files 500 --units 16 --unit 128 --catalogue 10000 --json",
+    "data": (
+        "python -m benchmarks.data --large 512 --files 500 --units 16 --unit 128 --catalogue 10000 --repeat 5 --json"
+    ),
     "placement": (
         "python -m benchmarks.placement --pilots 10 --pilots 100 --workers 1000 --units 20000 --data 20000 --json"
     ),
