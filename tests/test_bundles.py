@@ -465,3 +465,17 @@ async def test_they_go_on_when_their_client_has_gone(cluster: Cluster, gate: str
     GATES[gate].set()
     await eventually(lambda: {unit.states[-1] for unit in made} == {"Done"}, "all end")
     assert ["first", *(str(n) for n in range(20))] == RAN
+
+
+async def test_restart_cancels_them(cluster: Cluster, gate: str) -> None:
+    await cluster.pilot("pc-1")
+    made = cluster.submit_all([(hold, (gate, "first")), *((ran, (str(n),)) for n in range(20))], kind="tiny")
+    await eventually(lambda: RAN == ["first"], "it runs")
+    await cluster.client.restart(wait_for_workers=False)
+    assert {unit.states[-1] for unit in made} == {"Canceled"}
+    assert len(cluster.plugin.matcher) == 0
+    GATES[gate].set()
+    await cluster.join("pc-1")
+    assert await cluster.submit(units.same, 1, kind="tiny") == 1
+    assert RAN == ["first"]
+    assert await cluster.call("free_slots", id="pc-1") == 1
