@@ -23,6 +23,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from dpilot.placement.topology import LEAST_TELLING_NBYTES, Distance, Site
+from dpilot.placement.ways import FEW, MANY, WEIGHT, Way
 
 __all__ = ["LinkRow", "Links", "StatedLink"]
 
@@ -38,11 +39,6 @@ _LATENCY_S = {
 }
 #: How many times longer a transfer may well take over a link of which nothing is known.
 _DOUBT = 3.0
-#: How many transfers at a time are worth while on a link, or a way, of which nothing is known but one transfer's rate;
-#: and at the most.
-_FEW, _MANY = 2, 8
-#: Weight of the newest observation in the moving averages.
-_WEIGHT = 0.3
 #: How much an estimate changes before decisions that were built on it are taken anew.
 _NOTABLE = 1.25
 #: Pairs of sites whose link is remembered.
@@ -101,40 +97,6 @@ class LinkRow(NamedTuple):
     actual_s: float
 
 
-class _Way:
-    """What all transfers out of, or into, a datacenter share."""
-
-    __slots__ = ("alone", "capacity", "next_at", "transfers")
-
-    def __init__(self) -> None:
-        self.alone = 0.0  # the most that was seen of one transfer, in bytes per second
-        self.capacity: float | None = None  # of all transfers at a time
-        self.transfers = 0
-        self.next_at = 0.0  # not before then another one
-
-    def share(self, rate: float, transfers: int) -> float:
-        """What each of so many transfers gets, of which one alone gets `rate`."""
-        if transfers <= 1:
-            return rate
-        return rate / transfers if self.capacity is None else min(rate, self.capacity / transfers)
-
-    def learn(self, seen: float) -> None:
-        """One of the transfers had so many bytes per second. Others may have had less, and there may be more room."""
-        n = max(1, self.transfers)
-        if n == 1:
-            self.alone = max(seen, self.alone + _WEIGHT * (seen - self.alone))
-        elif self.capacity is None or seen * n > self.capacity:
-            self.capacity = seen * n
-        else:
-            self.capacity += _WEIGHT / 3 * (seen * n - self.capacity)
-
-    def limit(self) -> int:
-        """How many transfers at a time are worth while: one more than fill it, as far as is known."""
-        if self.capacity is None or not self.alone:
-            return _FEW
-        return max(_FEW, min(_MANY, int(self.capacity / self.alone + 0.2) + 1))
-
-
 class _Link:
     __slots__ = (
         "actual_s",
@@ -154,7 +116,7 @@ class _Link:
         "ways",
     )
 
-    def __init__(self, names: tuple[str, str], distance: Distance, ways: tuple[_Way, ...] = ()) -> None:
+    def __init__(self, names: tuple[str, str], distance: Distance, ways: tuple[Way, ...] = ()) -> None:
         self.names = names
         self.distance = distance
         self.ways = ways  # out of the one datacenter and into the other
@@ -208,7 +170,7 @@ class Links:
         self._news = 0
         self._links: dict[tuple[str | None, str | None, bool], _Link] = {}
         self._between: dict[tuple[Site, Site], _Link] = {}
-        self._ways: dict[tuple[str, str], _Way] = {}
+        self._ways: dict[tuple[str, str], Way] = {}
         self._seen: set[Distance] = set()  # of links on which transfers were seen
         self._assumed = self._assume()
         known = list(stated)
@@ -222,7 +184,7 @@ class Links:
         if begin and end and begin != end:  # not kept by pair of sites: there may be millions of them
             link = self._links.get((begin, end, False))
             if link is None:
-                ways = self._ways.setdefault(("from", begin), _Way()), self._ways.setdefault(("to", end), _Way())
+                ways = self._ways.setdefault(("from", begin), Way()), self._ways.setdefault(("to", end), Way())
                 link = self._links[begin, end, False] = _Link((begin, end), Distance.OTHER_DATACENTER, ways)
                 link.reverse = self._links.get((end, begin, False))
                 if link.reverse is not None:
@@ -283,9 +245,9 @@ class Links:
         if link.alone is None:
             most = 1
         elif link.capacity is None:
-            most = _FEW
+            most = FEW
         else:
-            most = max(_FEW, min(_MANY, int(link.capacity / link.alone + 0.2) + 1))
+            most = max(FEW, min(MANY, int(link.capacity / link.alone + 0.2) + 1))
         return link.transfers < most and all(way.transfers < way.limit() for way in link.ways)
 
     def doubt(self, source: Site, target: Site) -> float:
@@ -430,4 +392,4 @@ class Links:
 
 
 def _mean(before: float, seen: float) -> float:
-    return before + _WEIGHT * (seen - before)
+    return before + WEIGHT * (seen - before)
