@@ -468,12 +468,13 @@ async def test_they_go_on_when_their_client_has_gone(cluster: Cluster, gate: str
 
 
 async def test_restart_cancels_them(cluster: Cluster, gate: str) -> None:
-    await cluster.pilot("pc-1")
+    worker = await cluster.pilot("pc-1")
     made = cluster.submit_all([(hold, (gate, "first")), *((ran, (str(n),)) for n in range(20))], kind="tiny")
     await eventually(lambda: RAN == ["first"], "it runs")
     await cluster.client.restart(wait_for_workers=False)
     assert {unit.states[-1] for unit in made} == {"Canceled"}
     assert len(cluster.plugin.matcher) == 0
+    await eventually(lambda: worker.status is not worker.status.running, "it ends")
     GATES[gate].set()
     await cluster.join("pc-1")
     assert await cluster.submit(units.same, 1, kind="tiny") == 1
