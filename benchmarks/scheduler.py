@@ -237,8 +237,8 @@ class _Bench:
 
         self.plugin.have_done = have_done  # type: ignore[method-assign]
 
-    async def place_all(self, n: int) -> int:
-        """End each unit that is at a worker, until all have been; how many."""
+    async def place(self, n: int) -> int:
+        """End each unit that is at a worker, until so many have been, or a few more; how many."""
         done, records = 0, self.plugin.records.units
         unit_of = {record.key: record for record in records.values()}
         while done < n:
@@ -278,7 +278,7 @@ async def _nbytes(bench: _Bench, n: int, units: bool) -> float:
     return used / n
 
 
-async def _measure(case: Case, memory: int) -> dict[str, Any]:
+async def _measure(case: Case, memory: int, limit: int | None) -> dict[str, Any]:
     scheduler = await Scheduler(host="127.0.0.1", port=0, dashboard=False, dashboard_address="127.0.0.1:0")
     client = await Client(scheduler.address, asynchronous=True, set_as_default=False)
     await client.register_plugin(PilotPlugin())
@@ -324,7 +324,7 @@ async def _measure(case: Case, memory: int) -> dict[str, Any]:
             bench.say(f"{number + 1:,} workers")
     row["join_ms"], row["own_join_ms"] = (1e3 * sorted(part)[len(part) // 2] for part in zip(*joins, strict=True))
     bench.clock.take()
-    placed = await bench.place_all(case.units)
+    placed = await bench.place(case.units if limit is None else min(limit, case.units))
     row["own_us"], row["decision_us"], row["garbage_us"], row["us"] = _shares(bench.clock, placed)
     return row
 
@@ -337,17 +337,17 @@ def _shares(clock: _Clock, n: int) -> tuple[float, float, float, float]:
     return tuple(1e6 * part / n for part in found)  # type: ignore[return-value]
 
 
-def _tell(case: Case, memory: int, teller: Connection) -> None:
+def _tell(case: Case, memory: int, limit: int | None, teller: Connection) -> None:
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    asyncio.run(_tell_and_go(case, memory, teller))
+    asyncio.run(_tell_and_go(case, memory, limit, teller))
 
 
-async def _tell_and_go(case: Case, memory: int, teller: Connection) -> None:
-    teller.send(await _measure(case, memory))
+async def _tell_and_go(case: Case, memory: int, limit: int | None, teller: Connection) -> None:
+    teller.send(await _measure(case, memory, limit))
     os._exit(0)
 
 
-def measure(case: Case, memory: int = 1000) -> dict[str, Any]:
+def measure(case: Case, memory: int = 1000, limit: int | None = None) -> dict[str, Any]:
     """Measure one case, in a process of its own.
 
     Parameters
@@ -356,6 +356,8 @@ def measure(case: Case, memory: int = 1000) -> dict[str, Any]:
         A worker has one slot.
     memory : int
         How many of the units to weigh, beside as many plain tasks that wait.
+    limit : int, optional
+        Stop when so many units are placed; None: place all of them.
 
     Returns
     -------
@@ -367,7 +369,7 @@ def measure(case: Case, memory: int = 1000) -> dict[str, Any]:
     """
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe(duplex=False)
-    child = spawn.Process(target=_tell, args=(case, memory, theirs))
+    child = spawn.Process(target=_tell, args=(case, memory, limit, theirs))
     child.start()
     theirs.close()
     row: dict[str, Any] = ours.recv()
@@ -381,10 +383,20 @@ def measure(case: Case, memory: int = 1000) -> dict[str, Any]:
 @click.option("--units", default=5_000, show_default=True, help="Compute units that wait.")
 @click.option("--data", default=5_000, show_default=True, help="Data units that they read.")
 @click.option("--shape", "shapes", multiple=True, type=click.Choice(list(SHAPES)), default=("no data",))
+@click.option("--limit", type=int, help="Stop each case when so many units are placed.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def main(pilots: tuple[int, ...], workers: int, units: int, data: int, shapes: tuple[str, ...], as_json: bool) -> None:
+def main(
+    pilots: tuple[int, ...],
+    workers: int,
+    units: int,
+    data: int,
+    shapes: tuple[str, ...],
+    limit: int | None,
+    as_json: bool,
+) -> None:
     """Measure what units cost the scheduler."""
-    rows = [measure(Case(shape, number, workers, units, data)) for shape in shapes for number in pilots]
+    cases = [Case(shape, number, workers, units, data) for shape in shapes for number in pilots]
+    rows = [measure(case, limit=limit) for case in cases]
     if as_json:
         print(json.dumps(rows))
         return

@@ -13,6 +13,9 @@ from dpilot.states import COMPUTE_UNIT, DATA_UNIT, PILOT, SERVICE, Lifecycle, St
 
 __all__ = ["DataRecord", "PilotRecord", "Record", "Records", "ServiceRecord", "StoreRecord", "Times", "UnitRecord"]
 
+#: What most units lack: an empty set of its own for each would take 0.2 KB.
+_NOTHING: frozenset[str] = frozenset()
+
 
 class Record:
     """Base: an id, a life, the clients that follow it, and the error that ended it."""
@@ -225,7 +228,7 @@ class UnitRecord(Record):
         self.directory = id  # where it runs: absolute, or in the pilot's directory
         self.outputs: tuple[str, ...] = ()
         self.program: str | None = None  # the executable; None of a Python function
-        self.missing: frozenset[str] = frozenset()  # inputs that are not ready; mostly it is the same empty one
+        self.missing = _NOTHING  # inputs that are not ready
         self.takes_results = False  # whether it takes those of other units as arguments
         self.ready: float | None = None  # when all that it reads and takes was there
         self.runnable = False  # whether Dask has parked it: all that it takes as arguments is there

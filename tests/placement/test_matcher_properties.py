@@ -159,6 +159,21 @@ class Matching(RuleBasedStateMachine):
             m.inputs["du-eu"] = InputView("du-eu", nbytes, 1, (SITES[0], site))
             m.data_changed("du-eu")
 
+    @rule(
+        begin=st.sampled_from(SITES[:3]),
+        end=st.sampled_from(SITES[:3]),
+        nbytes=st.sampled_from([10**3, 10**7]),
+        seconds=st.sampled_from([0.01, 1.0, 500.0]),
+    )
+    def a_link_shows_how_fast_it_is(self, begin, end, nbytes, seconds):
+        for m in self.matchers:
+            m.policy.links.observe(begin, end, nbytes, seconds)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def a_unit_is_about_to_end(self, data):
+        self.tell("leave", data.draw(st.sampled_from(sorted(self.running))))
+
     @rule(kind=st.sampled_from(KINDS), seconds=st.sampled_from([0.0, TINY_S, 0.04, 3.0]))
     def a_run_time_is_learned(self, kind, seconds):
         for m in self.matchers:
@@ -217,7 +232,9 @@ class Matching(RuleBasedStateMachine):
                 assert held.open == sum(slots for worker, slots in workers.items() if held.workers[worker].is_open)
                 assert held.idle == sum(worker.idle for worker in held.workers.values())
                 for address, worker in held.workers.items():
-                    there = [held.reservations[unit] for unit in worker.units]
+                    # Of those that are about to end, the next ones may be there already: each once.
+                    there = [held.reservations[unit] for unit in worker.units - held._leaving]
+                    assert worker.leaving == len(worker.units & held._leaving)
                     taken = [dict(reservation.slots)[address] for reservation in there]
                     assert worker.busy == sum(taken)
                     shares = [share for r in there for share in r.shares if share.worker == address]
