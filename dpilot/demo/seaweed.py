@@ -84,6 +84,7 @@ def s3_server(directory: Path, buckets: Sequence[str]) -> Iterator[dict[str, Any
         *(f"-{service}.port={port}" for service, port in ports.items()),
         *("-s3.config=s3.json", "-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false"),
         *("-admin.ui=false", "-master.telemetry=false", "-master.volumeSizeLimitMB=1024"),
+        "-volume.max=1000",  # else only as many as would fit when full: a bucket on a small disk could not be written
     ]
     with (directory / "weed.log").open("w", encoding="utf-8") as log:
         server = subprocess.Popen(
