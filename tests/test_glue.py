@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import CancelledError
@@ -52,6 +53,20 @@ async def test_a_process_that_was_a_worker_connects_by_dasks_configuration_again
         await cluster.pilot("pc-1")
         assert Wire.connection_args is not None  # of a worker, so its security
     assert Wire.connection_args is None
+
+
+@pytest.mark.parametrize("off_s", [-5.0, 5.0])
+async def test_a_unit_begins_once_bound_and_has_ended_when_that_is_told(cluster: Cluster, off_s: float) -> None:
+    """However far off Dask believes its worker's clock to be: so it does not end before what it waits for."""
+    worker = await cluster.pilot("pc-1")
+    worker.periodic_callbacks["heartbeat"].stop()  # it would tell better
+    worker.scheduler_delay = off_s
+    unit = cluster.submit(ran, "off")
+    await unit
+    record = cluster.plugin.records.units[unit.id]
+    began, ended = record.began, record.life.history[-1].timestamp
+    assert began is not None
+    assert record.bound <= began <= ended <= time.time()
 
 
 # -- Client.restart()

@@ -162,7 +162,7 @@ class Coordinator(Supply):
         self._leaving.append((units, then))
 
     def _succeeded(self, record: UnitRecord, message: dict[str, Any]) -> None:
-        begun, ended = adapter.computed(message)
+        begun, ended = adapter.computed(message, record.bound)
         held = self.matcher.held(record.id)
         self.matcher.release(record.id)
         self.unbound(record)

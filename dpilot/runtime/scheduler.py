@@ -97,7 +97,7 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
             self._succeeded(record, kwargs)
         elif finish == "erred":
             record.failure = kwargs.get("exception_text")
-            self._ended(record, State.Failed, adapter.computed(kwargs)[0])
+            self._ended(record, State.Failed, adapter.computed(kwargs, record.bound)[0])
         elif finish == "no-worker":
             if start == "no-worker":  # it was bound to a worker that takes no tasks now
                 self.matcher.release(record.id)
