@@ -199,7 +199,8 @@ class Ahead:
             return line.length
         matcher, served = self._matcher, 0
         for reader in islice(matcher.readers(missing[0].id), _MOST_READERS):
-            if reader.pool is not line.pool or not (reader.is_coming or reader is line):
+            # What others that wait for data will get by copies that are on their way is served already.
+            if reader is not line and (reader.pool is not line.pool or not reader.is_coming or reader.is_asked):
                 continue
             rest = [view for view in matcher.views(reader.request) if view.id != missing[0].id]
             if not self._missing(rest, place.site):
