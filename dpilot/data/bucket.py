@@ -34,7 +34,11 @@ _FAST = 400e6  # bytes a second of one connection
 _PIECE = 256 * 1024  # small enough to stay in the processor's cache while it is hashed and written
 _WHOLE = 4 * _PIECE  # as one piece: each takes a change of threads
 _MAX_PARTS = 9_000  # S3 takes 10,000
-_SHARE = 1024 * 1024  # at least, of an object that several connections bring at once
+# Of an object of middling size that comes over a long way, each of several connections brings a share. Flows that begin
+# beside others on a full way may be starved for seconds: as measured all of four often are, all of eight hardly ever.
+_SHARE = 512 * 1024  # at least
+_SHARES = 8
+_NEAR_S = 0.01  # a server that answers sooner is so near that one connection is fast
 
 _VALID_S = 3600  # of a signed URL, with which a part is asked for at once
 
@@ -42,6 +46,8 @@ _VALID_S = 3600  # of a signed URL, with which a part is asked for at once
 _AHEAD = 3
 _AHEAD_OF_ALL = 12
 _ahead = threading.BoundedSemaphore(_AHEAD_OF_ALL)
+_SHARES_OF_ALL = 28
+_shared = threading.BoundedSemaphore(_SHARES_OF_ALL)  # shares beyond the first of their objects
 
 # What we translate for obstore; with any other option, s3fs is used.
 _OPTIONS = frozenset({"anon", "client_kwargs", "endpoint_url", "key", "profile", "secret", "token"})
@@ -82,8 +88,11 @@ class _Clock:
 class Bucket:
     """One bucket. Several threads may use it; other processes, also forked ones, must not."""
 
-    def __init__(self, store: S3Store, sign: Callable[[str], str], ca_bundle: Path | None = None) -> None:
+    def __init__(
+        self, store: S3Store, sign: Callable[[str], str], answers_s: float, ca_bundle: Path | None = None
+    ) -> None:
         self._store = store
+        self._answers_s = answers_s
         self._sign = sign
         self._ca_bundle = ca_bundle
 
@@ -102,7 +111,7 @@ class Bucket:
             One of Python's own, that says in a sentence what obstore says on a page.
         """
         with _errors():
-            if len(shares := _shares(nbytes or 0)) > 1:
+            if self._answers_s > _NEAR_S and len(shares := _shares(nbytes or 0)) > 1:
                 yield from self._at_once(key, shares)
                 return
             empty = nbytes == 0  # of an empty object there is no range
@@ -136,7 +145,7 @@ class Bucket:
             finally:
                 for other in others:
                     other.cancel()
-                    _ahead.release()
+                    _shared.release()
         yield from self.read(key)  # it is not what it was thought to be
 
     def _parts(self, key: str, plain: SignedObject, pieces: Iterable[Buffer], rest: range) -> Iterator[Buffer]:
@@ -224,9 +233,9 @@ class Bucket:
 
 
 def _shares(nbytes: int) -> list[range]:
-    """What of an object each of several connections is to bring; the further ones are taken from `_ahead`."""
+    """What of an object each of several connections is to bring; the further ones are taken from `_shared`."""
     count = 1
-    while count <= _AHEAD and (count + 1) * _SHARE <= nbytes <= _PART and _ahead.acquire(blocking=False):
+    while count < _SHARES and (count + 1) * _SHARE <= nbytes <= _PART and _shared.acquire(blocking=False):
         count += 1
     ends = [nbytes * i // count for i in range(count + 1)]
     return [range(*pair) for pair in pairwise(ends)]
@@ -310,6 +319,9 @@ def _connect(name: str, fs: Any) -> Bucket | None:
     bundle = fs.session.get_config_variable("ca_bundle")
     # Also says whether the bucket is there, and where.
     headers = fs.call_s3("head_bucket", Bucket=name)["ResponseMetadata"]["HTTPHeaders"]
+    asked = time.perf_counter()
+    fs.call_s3("head_bucket", Bucket=name)  # now that there is a connection
+    answers_s = time.perf_counter() - asked
     region = headers.get("x-amz-bucket-region") or client.meta.region_name or "us-east-1"
     if _AWS.fullmatch(endpoint):
         endpoint = f"https://s3.{region}.amazonaws.com"
@@ -329,7 +341,9 @@ def _connect(name: str, fs: Any) -> Bucket | None:
         # Always given, as obstore would look into the environment for a part of them otherwise.
         credential_provider=None if anonymous else _Credentials(fs),
     )
-    return Bucket(store, lambda key: str(fs.url(f"{name}/{key}", expires=_VALID_S)), Path(bundle) if bundle else None)
+    return Bucket(
+        store, lambda key: str(fs.url(f"{name}/{key}", expires=_VALID_S)), answers_s, Path(bundle) if bundle else None
+    )
 
 
 class _Credentials:

@@ -9,10 +9,15 @@ from pathlib import Path
 
 from dpilot.data import Manifest, download
 from dpilot.errors import PilotError, StagingError
+from dpilot.placement import Site
 from dpilot.runtime.jobs import Setting, terms
 from dpilot.runtime.staging import Brought, Replica
 
 __all__ = ["Bring", "Bringing"]
+
+
+#: With how many more things to bring a worker is taken that has connections to the source.
+_WORTH = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +56,27 @@ class Bring:
 
 
 class Bringing:
-    """Which workers bring something: the next one is one that brings the least."""
+    """Which workers bring something: one that has brought from the same source, else one that brings the least.
+
+    For its connections have found out how much their way carries. A new one begins slowly, and beside others on a full
+    way it may find out wrongly, and stay slow.
+    """
 
     def __init__(self) -> None:
         self._at: dict[str, int] = {}
+        self._from: dict[str, set[Site | None]] = {}  # worker -> the sources that it has connections to
 
-    def choose(self, workers: Iterable[str], is_running: Callable[[str], bool]) -> str | None:
+    def choose(self, workers: Iterable[str], is_running: Callable[[str], bool], source: Site | None) -> str | None:
         """A worker that runs, to bring one thing more; None if none does. To be given to :meth:`ended`."""
-        worker = min((w for w in workers if is_running(w)), key=lambda w: (self._at.get(w, 0), w), default=None)
+
+        def load(worker: str) -> tuple[int, str]:
+            is_known = source in self._from.get(worker, ())
+            return self._at.get(worker, 0) - _WORTH * is_known, worker
+
+        worker = min(filter(is_running, workers), key=load, default=None)
         if worker is not None:
             self._at[worker] = self._at.get(worker, 0) + 1
+            self._from.setdefault(worker, set()).add(source)
         return worker
 
     def ended(self, worker: str) -> None:
@@ -68,3 +84,7 @@ class Bringing:
         self._at[worker] -= 1
         if not self._at[worker]:
             del self._at[worker]
+
+    def gone(self, worker: str) -> None:
+        """A worker is gone, and with it its connections."""
+        self._from.pop(worker, None)

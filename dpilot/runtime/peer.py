@@ -31,8 +31,8 @@ _T = TypeVar("_T")
 #: Files are read and written in messages of this size, several of which are under way; or in smaller ones, so that
 #: each of several connections has some of a file.
 _CHUNK = 4 * 1024 * 1024
-_SHARE = 1024 * 1024
-_CONNECTIONS = 4
+_SHARE = 512 * 1024
+_CONNECTIONS = 8
 #: What is read ahead of a file that is open.
 _BUFFER = 1024 * 1024
 

@@ -97,7 +97,8 @@ class Supply(Herald):
         """Have a data unit brought to a machine ahead of the units that will read it there."""
         pilot, data = self.records.pilots.get(copy.pilot), self.records.data.get(copy.du)
         workers: Collection[str] = () if pilot is None else pilot.workers
-        worker = self._bringing.choose(workers, partial(adapter.is_running, self.scheduler))
+        source = self.matcher.transit.source_of(copy.du, copy.site)
+        worker = self._bringing.choose(workers, partial(adapter.is_running, self.scheduler), source)
         is_there = False
         if pilot is not None and worker is not None:
             try:
@@ -201,6 +202,7 @@ class Supply(Herald):
     def mover_gone(self, mover: str) -> None:
         """A worker or client is gone, and with it what it was doing for others."""
         self.catalogue.transfers.mover_gone(mover)
+        self._bringing.gone(mover)
         for job, (worker, answer) in list(self._jobs.items()):
             if worker == mover:
                 del self._jobs[job]

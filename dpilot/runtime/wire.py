@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 #: How many messages may be under way on one line, so that the rate is not bound by the round trip.
 _WINDOW = 4
 #: How many messages may be under way on all lines together, beside one on each: this bounds the memory.
-_EXTRA = 16
+_EXTRA = 28
 #: How many connections to one address are kept to be used again.
 _KEPT = 8
 

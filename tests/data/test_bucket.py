@@ -39,12 +39,16 @@ def uploads(location: S3Location) -> list[Any]:
     return list(found.get("Uploads") or ())
 
 
+@pytest.mark.parametrize("near_s", [0, math.inf])
 @pytest.mark.parametrize("fast", [0, math.inf])
 @pytest.mark.parametrize("size", [0, 1, 1000, 39_999, 40_000, 70_001, 100_000, 100_001, 250_000, 1_234_567])
-def test_all_sizes_arrive(s3: S3, monkeypatch: pytest.MonkeyPatch, size: int, fast: float) -> None:
-    """Whether a connection seems as fast as can be (0), or not (inf), so that parts are fetched ahead."""
+def test_all_sizes_arrive(s3: S3, monkeypatch: pytest.MonkeyPatch, size: int, fast: float, near_s: float) -> None:
+    """Whether a connection seems as fast as can be (0), or not (inf), so that parts are fetched ahead.
+
+    Whether a server seems near (inf), or not (0), so that several connections bring what is no part.
+    """
     sizes = {"_PART": 100_000, "_LONG_PART": 300_000, "_PIECE": 30_000, "_SHARE": 20_000}
-    for name, value in {**sizes, "_FAST": fast}.items():
+    for name, value in {**sizes, "_FAST": fast, "_NEAR_S": near_s}.items():
         monkeypatch.setattr(bucket, name, value)
     target = place(s3).child("a b")
     data = LARGE[:size]
@@ -52,6 +56,7 @@ def test_all_sizes_arrive(s3: S3, monkeypatch: pytest.MonkeyPatch, size: int, fa
     for thought in (size, None, size + 7, max(size - 7, 1)):
         assert b"".join(map(bytes, target.read(thought))) == data
     assert bucket._ahead._value == bucket._AHEAD_OF_ALL
+    assert bucket._shared._value == bucket._SHARES_OF_ALL
 
 
 def test_a_reader_that_stops_early_gives_back_its_parts(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,8 +73,9 @@ def test_a_reader_that_stops_early_gives_back_its_parts(s3: S3, monkeypatch: pyt
 
 
 def test_several_connections_bring_an_object_of_middling_size(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bucket, "_NEAR_S", 0)
     target = place(s3).child("a")
-    nbytes = 3 * 1024 * 1024 + 1
+    nbytes = 3 * bucket._SHARE + 1
     target.write([LARGE[:nbytes]], nbytes)
     found, key = target._bucket()
     assert found is not None
@@ -84,15 +90,19 @@ def test_several_connections_bring_an_object_of_middling_size(s3: S3, monkeypatc
     assert b"".join(map(bytes, found.read(key, nbytes))) == LARGE[:nbytes]
     third = nbytes // 3
     assert sorted(asked, key=lambda share: share.start) == [range(third, 2 * third), range(2 * third, nbytes)]
-    # Not where other files have taken the connections.
+    # Not from a server that is near, nor where other files have taken the connections.
     asked.clear()
-    for _ in range(bucket._AHEAD_OF_ALL):
-        assert bucket._ahead.acquire(blocking=False)
+    found._answers_s = 0
+    assert b"".join(map(bytes, found.read(key, nbytes))) == LARGE[:nbytes]
+    assert asked == []
+    found._answers_s = 1
+    for _ in range(bucket._SHARES_OF_ALL):
+        assert bucket._shared.acquire(blocking=False)
     try:
         assert b"".join(map(bytes, found.read(key, nbytes))) == LARGE[:nbytes]
     finally:
-        for _ in range(bucket._AHEAD_OF_ALL):
-            bucket._ahead.release()
+        for _ in range(bucket._SHARES_OF_ALL):
+            bucket._shared.release()
     assert asked == []
 
 
