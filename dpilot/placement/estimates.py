@@ -120,7 +120,7 @@ class RunTimes:
         known = self._kinds.get(kind)
         if known is None:
             return 0.0
-        return known.shown_s(now) if known.mean_s is None else known.mean_s
+        return known.shown_s(now) if known.mean_s is None else self.expected_s(kind)
 
     def expected_s(self, kind: str) -> float:
         """How long a unit of `kind` is expected to run, in seconds."""
