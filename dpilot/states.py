@@ -8,9 +8,9 @@ threads or clocks: time is passed in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dpilot.errors import StateError
 
@@ -29,8 +29,7 @@ class State(str, Enum):
     Canceled = "Canceled"
     Unknown = "Unknown"
 
-    def __str__(self) -> str:
-        return self.value
+    __str__ = str.__str__
 
     @property
     def is_final(self) -> bool:
@@ -99,14 +98,47 @@ class Lifecycle:
     table : mapping of State to the states that may follow it
     timestamp : float
         When the object was made, in seconds since the epoch.
+
+    Attributes
+    ----------
+    state, since : State, float
+        The present one, and when it was entered.
     """
 
-    __slots__ = ("history", "state", "table")
+    __slots__ = ("_steps", "since", "state", "table")
 
     def __init__(self, table: Table, timestamp: float) -> None:
         self.table = table
         self.state = State.New
-        self.history: list[Transition] = [Transition(State.New, timestamp)]
+        self.since = timestamp
+        # States and times in turn: rows of their own would be looked at by the garbage collector as long as they live.
+        self._steps: list[Any] = [State.New, timestamp]
+
+    @property
+    def history(self) -> list[Transition]:
+        """All states that it has been in, and when it entered them."""
+        return [Transition(state, at) for state, at in self.steps()]
+
+    def steps(self) -> Iterator[tuple[State, float]]:
+        """The same as plain pairs."""
+        return zip(self._steps[::2], self._steps[1::2], strict=True)
+
+    @property
+    def made(self) -> float:
+        """When the object was made."""
+        made: float = self._steps[1]
+        return made
+
+    @property
+    def before(self) -> State:
+        """The state before this one; New if there was none."""
+        state: State = self._steps[-4:][0]
+        return state
+
+    def restore(self, history: Sequence[tuple[State, float]]) -> None:
+        """Take over what another life of the same object went through: all states, and when it entered them."""
+        self.state, self.since = history[-1]
+        self._steps = [part for step in history for part in step]
 
     def advance(self, state: State, timestamp: float) -> bool:
         """Enter `state`; entering the present one again changes nothing.
@@ -127,5 +159,6 @@ class Lifecycle:
             allowed = ", ".join(sorted(self.table[self.state])) or "nothing: it is final"
             raise StateError(f"state {self.state} cannot be followed by {state}; allowed: {allowed}")
         self.state = state
-        self.history.append(Transition(state, timestamp))
+        self.since = timestamp
+        self._steps += state, timestamp
         return True

@@ -100,3 +100,21 @@ def test_a_history_never_leaves_its_table(table, steps):
     assert all(
         after.state in table[before.state] for before, after in zip(life.history, life.history[1:], strict=False)
     )
+
+
+@given(tables, st.lists(st.sampled_from(State), max_size=8))
+def test_another_life_of_the_same_object_takes_its_history_over(table, steps):
+    life, other = Lifecycle(table, 0.0), Lifecycle(table, 5.0)
+    for at, state in enumerate(steps, 1):
+        try:
+            life.advance(state, float(at))
+        except StateError:
+            continue
+    other.restore(life.history)
+    assert (other.history, other.state, other.since, other.made, other.before) == (
+        life.history,
+        life.state,
+        life.since,
+        life.made,
+        life.before,
+    )

@@ -136,14 +136,14 @@ class Model:
             if state in _BOUND:
                 pilot.bound[state] += 1
                 self._bound_to[record.id] = record.pilot
-            elif record.life.history[-2].state in _BOUND:
+            elif record.life.before in _BOUND:
                 self._ended(record, pilot)
 
     def _ended(self, record: UnitRecord, pilot: Pilot) -> None:
         state = record.life.state
         pilot.ended[state] += 1
         when = record.times()
-        ended = record.life.history[-1].timestamp
+        ended = record.life.since
         began = ended if when.began is None else when.began
         ran = ended if when.ran is None else when.ran
         pilot.run_s.add(ended - ran)

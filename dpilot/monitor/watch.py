@@ -136,7 +136,7 @@ class Watch:
             logger.log(level, "unit %s (%s) is %s on %s", record.id, record.request.kind, state, record.pilot)
         self._counts[state] += 1
         if len(self._ended) < _MOST_NAMED:
-            at = record.life.history[-1].timestamp
+            at = record.life.since
             kind = record.request.kind
             self._ended.append({"unit": record.id, "kind": kind, "state": state, "pilot": record.pilot, "at": at})
 

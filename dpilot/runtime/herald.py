@@ -35,7 +35,7 @@ class Herald:
         """Change a record's state and tell those who follow it."""
         at = time.time() if at is None else at
         before = record.life.state
-        if not record.life.advance(state, max(at, record.life.history[-1].timestamp)):
+        if not record.life.advance(state, max(at, record.life.since)):
             return False
         self.tell(record, state, extra)
         self.observers.advanced(record, before)
@@ -45,7 +45,7 @@ class Herald:
         """Tell those who follow a record."""
         if state is None:
             self.observers.told(record)
-        at = record.life.history[-1].timestamp
+        at = record.life.since
         for client in record.watchers:
             if not self._events:
                 self._loop.call_soon(self._send_events)
@@ -57,19 +57,19 @@ class Herald:
             adapter.send_event(self.scheduler, client, messages)
 
     def _pilot(self, id: str) -> PilotRecord:
-        return _expect(self.records.find(id), PilotRecord)
+        return self.records.pilots.get(id) or _expect(self.records.find(id), PilotRecord)
 
     def _store(self, id: str) -> StoreRecord:
-        return _expect(self.records.find(id), StoreRecord)
+        return self.records.stores.get(id) or _expect(self.records.find(id), StoreRecord)
 
     def _data(self, id: str) -> DataRecord:
-        return _expect(self.records.find(id), DataRecord)
+        return self.records.data.get(id) or _expect(self.records.find(id), DataRecord)
 
     def _unit(self, id: str) -> UnitRecord:
-        return _expect(self.records.find(id), UnitRecord)
+        return self.records.units.get(id) or _expect(self.records.find(id), UnitRecord)
 
     def _service(self, id: str) -> ServiceRecord:
-        return _expect(self.records.find(id), ServiceRecord)
+        return self.records.services.get(id) or _expect(self.records.find(id), ServiceRecord)
 
 
 def _expect(record: Record, kind: type[R]) -> R:

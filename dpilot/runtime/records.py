@@ -31,7 +31,7 @@ class Record:
 
     def snapshot(self) -> dict[str, Any]:
         """What a handle is made from."""
-        return {"id": self.id, "owner": self.owner, "history": list(self.life.history), "error": self.error}
+        return {"id": self.id, "owner": self.owner, "history": self.life.history, "error": self.error}
 
 
 class ServiceRecord(Record):
@@ -253,20 +253,19 @@ class UnitRecord(Record):
 
     def times(self) -> Times:
         """When it was submitted, and what its last attempt did when."""
-        history = self.life.history
         began = ran = collected = None
-        for entered, at in history:
+        for entered, at in self.life.steps():
             if entered is State.Pending:  # what an attempt did that came back here counts as waiting
                 began = ran = collected = None
             elif entered is State.Running and ran is None:
                 began, ran = at if began is None else began, at
             elif entered is State.Staging:
                 began, collected = at if began is None else began, at if ran is not None else None
-        ended = history[-1].timestamp if self.life.state.is_final else None
+        ended = self.life.since if self.life.state.is_final else None
         if ended is not None and self.began is not None:  # the states tell only when it was given to its worker
             began = min(ended, self.began)
             ran = min(ended, began + self.staged_s)
-        return Times(history[0].timestamp, began, ran, collected, ended)
+        return Times(self.life.made, began, ran, collected, ended)
 
     def snapshot(self) -> dict[str, Any]:
         """What a handle is made from."""

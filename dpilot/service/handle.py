@@ -95,8 +95,7 @@ class Handle(Displayed, ABC):
         self._early = []
         self._begin(session, id)
         snapshot = session.snapshot(id)
-        self._life.history[:] = snapshot["history"]
-        self._life.state = self._life.history[-1].state
+        self._life.restore(snapshot["history"])
         self._error = snapshot["error"]
         self._adopted(snapshot)
         with session.changed:
@@ -146,7 +145,7 @@ class Handle(Displayed, ABC):
     def history(self) -> list[Transition]:
         """The states so far, each with when it was entered (seconds since the epoch)."""
         with self._session.changed:
-            return list(self._life.history)
+            return self._life.history
 
     def get_details(self) -> dict[str, Any]:
         """All that is known of the object."""
@@ -234,7 +233,7 @@ class Handle(Displayed, ABC):
     def _enter(self, state: State, timestamp: float) -> None:
         try:
             # What is in the history already came with a snapshot that overtook this message.
-            changed = (state, timestamp) not in self._life.history and self._life.advance(state, timestamp)
+            changed = (state, timestamp) not in self._life.steps() and self._life.advance(state, timestamp)
         except StateError:
             changed = False  # a stale message: a snapshot that came later said more
         if changed:
