@@ -95,7 +95,15 @@ class Gateway:
                 now = self._loop.time()
                 self._free_at[way] = max(now, self._free_at[way]) + len(piece) / self.bandwidth
                 await asyncio.sleep(self._free_at[way] - now)
-                self._loop.call_later(self.latency_s, target.write, piece)
+                self._loop.call_later(self.latency_s, _write, target, piece)
             piece = b""
+            if target.is_closing():  # a reader that has all it wants
+                raise ConnectionResetError
         await asyncio.sleep(0.0 if is_near else self.latency_s)
         target.write_eof()
+
+
+def _write(target: asyncio.StreamWriter, piece: bytes) -> None:
+    """Write what was on the line, if there still is somebody at its end: asyncio complains otherwise."""
+    if not target.is_closing():
+        target.write(piece)

@@ -210,6 +210,12 @@ def _kind(output: NotebookNode) -> str:
     return " ".join([output.output_type, *([output.name] if "name" in output else kinds)])
 
 
+def _complaints(old: NotebookNode, new: NotebookNode) -> list[str]:
+    """What a cell wrote to stderr now, if it wrote nothing before: of a cell that varies, nothing else tells."""
+    before, after = ([o.text for o in cell.get("outputs", []) if o.get("name") == "stderr"] for cell in (old, new))
+    return "".join(after).splitlines() if not before else []
+
+
 def differences(committed: NotebookNode, fresh: NotebookNode) -> list[str]:
     """What tells that a committed notebook is stale.
 
@@ -230,5 +236,8 @@ def differences(committed: NotebookNode, fresh: NotebookNode) -> list[str]:
         before, after = shown(old), shown(new)
         if before != after:
             diff = list(unified_diff(before, after, "committed", "run now", lineterm="", n=0))
-            found += [f"cell {number} shows something else:", *(f"    {line}" for line in diff)]
+            found += [
+                f"cell {number} shows something else:",
+                *(f"    {line}" for line in [*diff, *_complaints(old, new)]),
+            ]
     return found

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import copy
 import re
+import socket
+import struct
+import threading
+import time
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import nbformat
 import pytest
@@ -12,6 +19,7 @@ from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from notebooks.gateway import Gateway
 from notebooks.running import differences, execute, find, shown, source_of, tidy, told
 from tests.services import missing, require
 
@@ -55,6 +63,29 @@ def test_a_notebook_shows_what_is_committed(path: Path) -> None:
             missing("the reads of Debian's package bowtie2-examples are not installed")
     found = differences(read(path), tidy(execute(path)))
     assert not found, "\n".join([*found, "run `make notebooks`, and look at what it changes"])
+
+
+def test_a_reader_that_leaves_early_is_no_trouble_to_a_gateway(caplog: pytest.LogCaptureFixture) -> None:
+    served = threading.Event()
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with suppress(OSError):
+                self.wfile.write(b"x" * 1_000_000)
+            served.set()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        gateway = Gateway("http://127.0.0.1:1", bandwidth=1e6, latency_s=0.1)
+        with socket.create_connection(("127.0.0.1", urlsplit(gateway.environment["HTTP_PROXY"]).port)) as reader:
+            reader.sendall(b"GET http://127.0.0.1:%d/ HTTP/1.0\r\n\r\n" % server.server_port)
+            assert reader.recv(1) == b"x"
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # and resets it
+        assert served.wait(10)
+        time.sleep(0.3)  # what was on the line has arrived
+        gateway.close()
+        server.shutdown()
+    assert caplog.records == []
 
 
 # ---------------------------------------------------------------- the check itself
@@ -120,6 +151,15 @@ def test_a_changed_output_is_found(run: NotebookNode, number: int, change: objec
     changed = copy.deepcopy(run)
     change(changed.cells[number])
     assert differences(changed, run)[0].startswith(f"cell {number + 1} shows something else")
+
+
+@pytest.mark.cluster
+def test_what_a_cell_complains_of_is_told(run: NotebookNode) -> None:
+    changed = copy.deepcopy(run)
+    changed.cells[3].outputs.append(new_output("stream", name="stderr", text="a peer is gone"))
+    found = differences(run, changed)
+    assert found[0].startswith("cell 4 shows something else")
+    assert found[-1].strip() == "a peer is gone"
 
 
 @pytest.mark.cluster
