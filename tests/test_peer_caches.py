@@ -107,6 +107,18 @@ def test_damage_in_a_cache_is_found_and_thrown_out(
     assert on(cds, "eu-1", data) != {"local": NBYTES}  # it was brought anew
 
 
+def test_a_file_that_is_cut_short_in_a_cache_is_brought_anew(
+    pcs: PilotComputeService, cds: ComputeDataService, data: object, tmp_path: Path
+) -> None:
+    assert start(pcs, tmp_path, "eu-1").wait_running(30) == "Running"
+    assert on(cds, "eu-1", data) == {"cross_datacenter": NBYTES}
+    (file,) = (tmp_path / "eu-1" / ".dpilot-cache").glob("*/du-*/big")
+    file.chmod(0o644)
+    file.write_bytes(b"x")
+    assert on(cds, "eu-1", data) == {"cross_datacenter": NBYTES}
+    assert on(cds, "eu-1", data) == {"local": NBYTES}
+
+
 def test_a_machine_whose_pilot_is_gone_serves_nothing(
     pcs: PilotComputeService, cds: ComputeDataService, data: object, tmp_path: Path
 ) -> None:

@@ -259,18 +259,21 @@ class Staging:
             self._staged.transfers.append((manifest.du, replica.pd, manifest.nbytes, time.monotonic() - began, at))
 
         cache, ahead = self._host.cache, self._run.ahead
-        try:
-            cached = self._run.held.enter_context(cache.hold(manifest, bring))
-        except StoreFullError:
-            bring(target)  # too large for the cache
-            self._staged.nbytes[replica.distance] += manifest.nbytes
-            return
-        try:
-            self._put(manifest, cached.path, target, None)
-        except ChecksumError:  # somebody was at the cache
-            cache.discard(manifest)
-            cached = self._run.held.enter_context(cache.hold(manifest, bring))
-            self._put(manifest, cached.path, target, None)
+        with ExitStack() as held:
+            try:
+                cached = held.enter_context(cache.hold(manifest, bring))
+            except StoreFullError:
+                bring(target)  # too large for the cache
+                self._staged.nbytes[replica.distance] += manifest.nbytes
+                return
+            try:
+                self._put(manifest, cached.path, target, None)
+            except ChecksumError:  # somebody was at the cache
+                held.close()  # else it would wait for itself: what is in use is not brought anew
+                cache.discard(manifest)
+                cached = held.enter_context(cache.hold(manifest, bring))
+                self._put(manifest, cached.path, target, None)
+            self._run.held.push(held.pop_all())
         self._staged.evicted.extend(cached.evicted)
         early = ahead.brought.get(manifest.du) if ahead is not None and not cached.brought else None
         if early is not None:
