@@ -85,6 +85,14 @@ def _lagging(name: str, seed: int) -> Scenario:
     return WORKLOADS[name](seed=seed).replace(lagging=0.2)
 
 
+def _stragglers(name: str, seed: int) -> Scenario:
+    """One unit in twenty runs twenty times as long as the others."""
+    base, draw = WORKLOADS[name](seed=seed, n_units=96), random.Random(seed)
+    slow = set(draw.sample(range(len(base.units)), len(base.units) // 20))
+    units = (dataclasses.replace(u, run_s=20 * u.run_s) if n in slow else u for n, u in enumerate(base.units))
+    return base.replace(units=tuple(units))
+
+
 CASES: dict[str, Case] = {
     **{name: partial(_sized, name) for name in ("uniform", "zipf", "pairs", "nocompute", "hotspot")},
     **{f"{name}, small": partial(_sized, name, n_data=12, n_units=24) for name in ("zipf", "pairs", "hotspot")},
@@ -105,6 +113,7 @@ CASES: dict[str, Case] = {
     "few data units": lambda seed: zipf(seed=seed, n_data=4, n_units=400),
     "2 data units": lambda seed: uniform(seed=seed, n_data=2, n_units=200, where=(1.0, 0.0, 0.0)),
     **{f"{name}, copies lag": partial(_lagging, name) for name in ("zipf", "pairs", "nocompute", "hotspot")},
+    **{f"{name}, stragglers": partial(_stragglers, name) for name in ("uniform", "zipf", "hotspot")},
     "tiny units": lambda seed: uniform(seed=seed, run_s=0.005, n_units=400),
     "tiny units, large data": lambda seed: hotspot(seed=seed, run_s=0.005, n_units=200, nbytes=50 * 10**6),
     "one data unit, 20 machines": lambda seed: broadcast(200, 20, nbytes=200 * 10**6, seed=seed),

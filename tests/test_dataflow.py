@@ -1004,9 +1004,11 @@ def test_a_callback_may_use_the_service(cds: ComputeDataService) -> None:
 
 def test_ctrl_c_ends_the_wait_and_nothing_else(tmp_path: Path) -> None:
     script = """
+    import signal
     from pathlib import Path
     from dpilot import ComputeDataService, PilotComputeService
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background is started without one
     with PilotComputeService() as pcs, ComputeDataService() as cds:
         pcs.create_pilot({"service_url": "fork://localhost", "number_of_processes": 2, "working_directory": "work"})
         cds.add_pilot_compute_service(pcs)

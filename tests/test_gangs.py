@@ -157,7 +157,12 @@ class Ranks:
 
     def living(self) -> list[psutil.Process]:
         """The ranks that run."""
-        return [process for process in marked("RANKS", self.token) if process.name() == "sleep"]
+        found = []
+        for process in marked("RANKS", self.token):
+            with suppress(psutil.NoSuchProcess):  # it may end while it is looked at
+                if process.name() == "sleep":
+                    found.append(process)
+        return found
 
 
 @pytest.fixture

@@ -174,6 +174,41 @@ async def test_a_unit_that_waits_for_its_data_is_taken_back_and_one_that_runs_is
     await eventually(lambda: [cluster.plugin.matcher.idle_slots(f"pc-{n}") for n in (1, 2)] == [1, 1], "slots are free")
 
 
+async def test_a_unit_sent_after_one_that_does_not_end_is_given_back_and_runs_elsewhere(
+    cluster: Cluster, gate: str
+) -> None:
+    await cluster.pilot("pc-1")
+    matcher = cluster.plugin.matcher
+    matcher.set_gap("pc-1", 0.03)
+    first = cluster.submit(hold, gate, "first")
+    await eventually(lambda: RAN == ["first"], "it runs")
+    second = cluster.submit(units.same, 2)
+    await cluster.settled()
+    assert second.pilot is None
+    cluster.plugin._leaves(cluster.plugin.records.units[first.id], 1)
+    await eventually(lambda: second.pilot == "pc-1", "it is sent after the first")
+    await cluster.pilot("pc-2")
+    assert await second == 2
+    assert second.pilot == "pc-2"
+    assert first.states[-1] == "Running"
+    GATES[gate].set()
+    assert await first == "first"
+    await eventually(lambda: [matcher.idle_slots(f"pc-{n}") for n in (1, 2)] == [1, 1], "slots are free")
+    assert RAN == ["first"]
+
+
+async def test_a_unit_that_has_begun_is_not_given_back(cluster: Cluster, gate: str) -> None:
+    await cluster.pilot("pc-1")
+    unit = cluster.submit(hold, gate, "u")
+    await eventually(lambda: RAN == ["u"], "it runs")
+    cluster.plugin._ask_back([unit.id, "cu-gone"])
+    await cluster.settled()
+    assert unit.task.state == "processing"
+    GATES[gate].set()
+    assert await unit == "u"
+    assert RAN == ["u"]
+
+
 async def test_a_worker_that_comes_after_its_pilots_end_is_turned_away(cluster: Cluster) -> None:
     await cluster.declare("pc-1")
     unit = cluster.submit(units.same, 1)

@@ -78,6 +78,10 @@ class FileEntry:
             )
         _check_producer(self.producer)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Manifests go out with every unit that reads: dataclasses would be asked for their fields each time.
+        return FileEntry, (self.name, self.nbytes, self.checksum, self.producer)
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -119,6 +123,9 @@ class Manifest:
         _check_producer(self.producer)
         object.__setattr__(self, "files", files)
         object.__setattr__(self, "_by_name", {entry.name: entry for entry in files})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Manifest, (self.du, self.files, self.created, self.producer)
 
     @property
     def nbytes(self) -> int:

@@ -12,7 +12,8 @@ from dpilot.placement.estimates import RunTimes
 from dpilot.placement.links import LinkRow, Links, StatedLink
 from dpilot.placement.matcher import Binding, Matcher, Matching
 from dpilot.placement.policy import Policy, feasible
-from dpilot.placement.slots import PilotSlots, Reservation, Share
+from dpilot.placement.shares import Reservation, Share
+from dpilot.placement.slots import PilotSlots
 from dpilot.placement.stores import StoreView, choose_stores, nearest_store
 from dpilot.placement.topology import Distance, Site
 from dpilot.placement.views import InputView, PilotView, Request

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from dpilot.placement.decision import Decision, Row, home_of, told
 from dpilot.placement.demand import Demand
 from dpilot.placement.lines import Line, Queue, Waiting
 from dpilot.placement.places import Pilot, Place
+from dpilot.placement.policy import Policy
 from dpilot.placement.views import InputView, PilotView, Request
 
 __all__ = ["Binding", "Bindings"]
@@ -56,8 +56,8 @@ class Bindings(Demand):
     def bind(self, waiting: Waiting, pilot: Pilot, now: float) -> Binding:
         """Give a unit slots of a pilot that has them."""
         line, request, unit = waiting.line, waiting.line.request, waiting.unit
-        views = tuple(self.views(request))
-        told = partial(self._told, request, pilot.name, self._seen(line, pilot, now), views, line.pool.members)
+        views = tuple(self.views(request)) if request.inputs else ()
+        seen = self.policy, request, self._seen(line, pilot, now), views, line.pool.members
         expected_s = self.runtimes.expected_s(request.kind)
         reservation = pilot.slots.acquire(unit, request.slots, expected_s, request.memory_nbytes, request.gpus)
         assert reservation is not None, f"{pilot.name} had room for {unit} and has none"
@@ -72,7 +72,7 @@ class Bindings(Demand):
             self._staging[unit] = waiting
         elif not reservation.waits:
             self.runtimes.begin(request.kind, unit, now)
-        return Binding(unit, pilot.name, reservation.worker, Decision(unit, pilot.name, work_out=told))
+        return Binding(unit, pilot.name, reservation.worker, Decision(unit, pilot.name, work_out=_work_out, seen=seen))
 
     def staged(self, unit: str) -> None:
         """`unit`, which is bound, has its inputs: they are on no link any more."""
@@ -97,6 +97,7 @@ class Bindings(Demand):
         pilot = self._pilot_of.get(unit)
         if pilot is not None and pilot.slots.leave(unit):
             self._changed[pilot] = None
+            self.left.append(unit)
 
     def keep(self, unit: str, name: str) -> None:
         """`unit` was taken back, but what it started still runs: its slots stay taken, by `name` from now on."""
@@ -118,19 +119,6 @@ class Bindings(Demand):
         views = [pilot.view(now) for pilot in islice(home.values(), _MOST_ROWS - 1) if pilot is not chosen]
         views.append(chosen.view(now))
         return views
-
-    def _told(
-        self,
-        request: Request,
-        chosen: str,
-        pilots: list[PilotView],
-        views: Sequence[InputView],
-        members: frozenset[str] | None,
-    ) -> tuple[str, tuple[Row, ...]]:
-        # A slot that is free for a unit may be one in a worker's queue.
-        pilots = [p._replace(free=max(p.free, request.slots)) if p.id == chosen else p for p in pilots]
-        rows = self.policy.rank(request, pilots, {view.id: view for view in views}, members)
-        return told(chosen, rows)
 
     def explain(self, unit: str, now: float = 0.0) -> Decision | None:
         """Where `unit`, which is waiting, would go now; None if it is not waiting."""
@@ -157,3 +145,17 @@ class Bindings(Demand):
             return Decision(unit, None, f"waits: no pilot can run it ({reasons})", tuple(rows))
         told = tuple(row._replace(verdict="best") if row is home else row for row in rows)
         return Decision(unit, None, f"waits for a slot of {home.pilot}", told)
+
+
+def _work_out(
+    chosen: str,
+    policy: Policy,
+    request: Request,
+    pilots: list[PilotView],
+    views: Sequence[InputView],
+    members: frozenset[str] | None,
+) -> tuple[str, tuple[Row, ...]]:
+    # A slot that is free for a unit may be one in a worker's queue.
+    pilots = [p._replace(free=max(p.free, request.slots)) if p.id == chosen else p for p in pilots]
+    rows = policy.rank(request, pilots, {view.id: view for view in views}, members)
+    return told(chosen, rows)

@@ -59,11 +59,13 @@ class Decision(Displayed):
     rows : tuple of Row
         The pilots that were considered, the cheapest first, the rejected last.
     work_out : function, optional
-        Gives reason and rows instead, at the first time that somebody asks: most decisions nobody asks for. It looks at
-        the pilots and data as they were when the decision was taken, and at what is known of the links by now.
+        Gives reason and rows instead, when somebody asks: most decisions nobody asks for. It is called with the pilot
+        and with `seen`.
+    seen : tuple
+        The pilots and data as they were when the decision was taken; of the links it is told what is known by now.
     """
 
-    __slots__ = ("_told", "_work_out", "pilot", "unit")
+    __slots__ = ("_seen", "_told", "_work_out", "pilot", "unit")
 
     def __init__(
         self,
@@ -71,21 +73,26 @@ class Decision(Displayed):
         pilot: str | None,
         reason: str = "",
         rows: tuple[Row, ...] = (),
-        work_out: Callable[[], tuple[str, tuple[Row, ...]]] | None = None,
+        work_out: Callable[..., tuple[str, tuple[Row, ...]]] | None = None,
+        seen: tuple[Any, ...] = (),
     ) -> None:
         self.unit = unit
         self.pilot = pilot
-        self._told = reason, rows
+        self._told = (reason, rows) if work_out is None else None
         self._work_out = work_out
+        self._seen = seen
 
     def _tell(self) -> tuple[str, tuple[Row, ...]]:
-        if self._work_out is not None:
-            self._told, self._work_out = self._work_out(), None
+        if self._told is None:
+            self._told, self._seen = self.tell(), ()
         return self._told
 
     def tell(self) -> tuple[str, tuple[Row, ...]]:
         """Its reason and rows, not kept if they were worked out: for those who look at very many decisions."""
-        return self._told if self._work_out is None else self._work_out()
+        if self._told is not None:
+            return self._told
+        assert self._work_out is not None
+        return self._work_out(self.pilot, *self._seen)
 
     @property
     def reason(self) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Collection
 from dpilot.placement.estimates import RunTimes
 from dpilot.placement.lines import Line, Queue, Waiting
 from dpilot.placement.places import Pilot, Place, Pool
-from dpilot.placement.slots import PilotSlots, Reservation
+from dpilot.placement.shares import Reservation
+from dpilot.placement.slots import PilotSlots
 from dpilot.placement.topology import Site
 from dpilot.placement.transit import Transit
 from dpilot.placement.views import Request
@@ -41,6 +42,7 @@ class Fleet:
         self._direct: dict[str, Pool] = {}  # for units that were submitted to one pilot
         self._changed: dict[Pilot, None] = {}
         self._fresh: dict[Pilot, None] = {}  # those that may have room since it was last tried to fill it
+        self.left: list[str] = []  # units about to end, since it was last looked
         self._untold: dict[Line, None] = {}  # lines that may have other homes, and have yet to be given them
         self._marked: list[tuple[Waiting, int, Queue]] = []  # a heap: queues that something has happened to
 
@@ -179,6 +181,14 @@ class Fleet:
         held = self._pilots.get(pilot)
         worker = None if held is None else held.slots.workers.get(address)
         return [] if worker is None else sorted(worker.units)
+
+    def pilot_of(self, unit: str) -> Pilot | None:
+        """The pilot that a unit is bound to; None if it is not bound."""
+        return self._pilot_of.get(unit)
+
+    def touch(self, pilot: Pilot) -> None:
+        """What the slots of a pilot hold has changed."""
+        self._changed[pilot] = None
 
     def held(self, unit: str) -> Reservation | None:
         """What a bound unit holds: slots, memory and GPUs, by worker; None if it is not bound."""

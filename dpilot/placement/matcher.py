@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 from dpilot.placement.ahead import Ahead, Copying
 from dpilot.placement.bindings import Binding, Bindings
+from dpilot.placement.followers import Followers
 from dpilot.placement.homes import named
 from dpilot.placement.lines import Line, Queue, Waiting
 from dpilot.placement.places import Pilot, Place
@@ -57,13 +58,15 @@ class Matching(NamedTuple):
     best pilot may then go to another one; or not all that can be bound was bound, and it is 0), or None. ``copies`` are
     to be brought ahead of units; of each :meth:`Matcher.copied` is to be told when it has ended. ``recalls`` are units
     that wait at their pilots for data that takes much too long, and would have it much sooner elsewhere: they are to be
-    taken back, if they do not run yet, and submitted again.
+    taken back, if they do not run yet, and submitted again. ``returns`` are units that wait at their workers behind
+    others that do not end: their workers are to give them back, if they have not begun by then.
     """
 
     bindings: list[Binding]
     recheck_s: float | None
     copies: Sequence[Copying] = ()
     recalls: Sequence[str] = ()
+    returns: Sequence[str] = ()
 
 
 class Matcher(Bindings):
@@ -96,6 +99,7 @@ class Matcher(Bindings):
         super().__init__(policy, in_flight_s, unknown_runtime_s, inputs, ahead)
         self._spill = Spill(self)
         self._ahead = Ahead(self)
+        self._followers = Followers(self)
 
     def match(self, now: float) -> Matching:
         """Bind all that can be bound well now, or so much of it as one call may do.
@@ -122,11 +126,11 @@ class Matcher(Bindings):
             del self._fresh[pilot]
         if self._marked or self._fresh or self._untold or len(bindings) >= _MOST_STEPS:
             return Matching(bindings, 0.0)
-        if not self.ahead:
-            return Matching(bindings, recheck_s)
-        is_idle = any(pilot.slots.idle for pilot in fresh)
-        copies = self._ahead.order(now, is_idle)
-        return Matching(bindings, self._recheck_s(now, recheck_s), copies)
+        returns = self._followers.look(now)
+        copies: Sequence[Copying] = ()
+        if self.ahead:
+            copies = self._ahead.order(now, any(pilot.slots.idle for pilot in fresh))
+        return Matching(bindings, self._recheck_s(now, recheck_s), copies, (), returns)
 
     def _reconsider(self, now: float) -> list[str]:
         """Lines that may have other homes now: a data unit has come, or takes too long. Returns units to take back."""
@@ -167,9 +171,18 @@ class Matcher(Bindings):
             for place in (*named(line, views), *zones)
         )
 
+    @property
+    def is_expecting(self) -> bool:
+        """Whether there is something to be done at some time even if no unit waits and nothing happens."""
+        return bool(self.left or len(self.transit)) or self._followers.next_look() is not None
+
     def _recheck_s(self, now: float, recheck_s: float | None) -> float | None:
         """When to look again, with transfers under way, and kinds of work of which nothing is known yet."""
         times = [] if recheck_s is None else [now + recheck_s]
+        if (look := self._followers.next_look()) is not None:
+            times.append(look)
+        if not self.ahead:
+            return max(0.0, min(times) - now) if times else None
         if (look := self.transit.next_look()) is not None:
             times.append(look)
         if self._ahead.next_at is not None:

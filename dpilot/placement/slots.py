@@ -4,90 +4,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
-__all__ = ["PilotSlots", "Reservation", "Share"]
+from dpilot.placement.shares import Reservation, Share, Standing, WorkerSlots, spread
+
+__all__ = ["PilotSlots"]
 
 #: The least that a unit costs at a worker, however short: it bounds how many are queued there.
 LEAST_UNIT_S = 5e-4
-
-
-class Share(NamedTuple):
-    """What a unit holds of one worker.
-
-    Parameters
-    ----------
-    worker : str
-    slots : int
-    memory_nbytes : int
-    gpus : tuple of int
-        Numbers of the devices.
-    """
-
-    worker: str
-    slots: int
-    memory_nbytes: int = 0
-    gpus: tuple[int, ...] = ()
-
-
-class Reservation(NamedTuple):
-    """What a unit holds, at one or more workers. The first worker runs it."""
-
-    shares: tuple[Share, ...]
-    expected_s: float
-    several: bool  # whether it asked for more than one slot
-    waits: bool = False  # whether it has to wait for the units before it
-
-    @property
-    def worker(self) -> str:
-        """Address of the worker that runs the unit."""
-        return self.shares[0].worker
-
-    @property
-    def slots(self) -> tuple[tuple[str, int], ...]:
-        """How many slots it holds at which worker."""
-        return tuple((share.worker, share.slots) for share in self.shares)
-
-
-@dataclass(slots=True)
-class _Worker:
-    address: str
-    number: int  # in the order of joining
-    slots: int
-    memory_nbytes: int | None = None  # None: not known
-    gpus: int = 0
-    free_nbytes: int = 0
-    free_gpus: list[int] = field(default_factory=list)
-    busy: int = 0
-    backlog_s: float = 0.0
-    exclusive: int = 0  # units of more than one slot that are here: nothing may be queued behind their backs
-    units: set[str] = field(default_factory=set)
-    is_open: bool = True
-    changes: int = 0
-    leaving: int = 0  # slots that are not counted as busy any more, though their units have not ended
-    plain: tuple[Share, ...] = ()  # what a unit holds that asks for a slot and nothing else
-
-    @property
-    def idle(self) -> int:
-        return max(0, self.slots - self.busy) if self.is_open else 0
-
-    def has(self, memory_nbytes: int, gpus: int) -> bool:
-        """Whether so much memory and so many devices are free."""
-        return len(self.free_gpus) >= gpus and (self.memory_nbytes is None or self.free_nbytes >= memory_nbytes)
-
-
-class _Standing(NamedTuple):
-    """How loaded a worker was after so many changes; sorts by load, then by the order of joining."""
-
-    load: tuple[bool, float, int]
-    number: int
-    changes: int
-    worker: _Worker
-
-    @property
-    def is_valid(self) -> bool:
-        return self.changes == self.worker.changes
 
 
 class PilotSlots:
@@ -111,7 +34,7 @@ class PilotSlots:
     def __init__(self, in_flight_s: float = 0.05) -> None:
         self.in_flight_s = in_flight_s
         self.gap_s = 0.0
-        self.workers: dict[str, _Worker] = {}
+        self.workers: dict[str, WorkerSlots] = {}
         self.reservations: dict[str, Reservation] = {}
         self.total = 0
         self.open = 0  # of them, those of workers that take units
@@ -122,29 +45,28 @@ class PilotSlots:
         self._sizes: dict[tuple[int | None, int], int] = {}  # memory and GPUs -> how many workers have as much
         # Workers with so many slots -> a heap of those that have any room, and what is out of date. Of workers with as
         # many slots the least loaded has the most room, so that the first of each heap tells of all.
-        self._by_load: dict[int, list[_Standing]] = {}
+        self._by_load: dict[int, list[Standing]] = {}
 
     # -- workers
 
     def add_worker(self, address: str, slots: int, memory_nbytes: int | None = None, gpus: int = 0) -> None:
         """A worker with `slots` slots has joined; `memory_nbytes` of None is no limit."""
         self._joined += 1
-        worker = _Worker(address, self._joined, slots, memory_nbytes, gpus, memory_nbytes or 0, list(range(gpus)))
+        worker = WorkerSlots(address, self._joined, slots, memory_nbytes, gpus, memory_nbytes or 0, list(range(gpus)))
         worker.plain = (Share(address, 1),)
         self.workers[address] = worker
         self._sizes[memory_nbytes, gpus] = self._sizes.get((memory_nbytes, gpus), 0) + 1
         self.total += slots
         self.open += slots
-        self.idle += slots
+        self._count_idle(worker)
         self._stand(worker)
 
     def open_worker(self, address: str, is_open: bool) -> None:
         """Let a worker take units, or let it not (it starts, pauses or retires); what it holds it keeps."""
         worker = self.workers[address]
-        self.idle -= worker.idle
         self.open += worker.slots * (is_open - worker.is_open)
         worker.is_open = is_open
-        self.idle += worker.idle
+        self._count_idle(worker)
         self._stand(worker)
 
     def remove_worker(self, address: str) -> list[str]:
@@ -174,10 +96,15 @@ class PilotSlots:
         worker.changes += 1  # it stands nowhere any more
         return units
 
-    def _stand(self, worker: _Worker) -> None:
+    def _count_idle(self, worker: WorkerSlots) -> None:
+        idle = max(0, worker.slots - worker.busy) if worker.is_open else 0
+        self.idle += idle - worker.idle
+        worker.idle = idle
+
+    def _stand(self, worker: WorkerSlots) -> None:
         """Take in that a worker has changed."""
         worker.changes += 1
-        if self._room(worker, LEAST_UNIT_S) <= 0:
+        if not worker.idle and self._room(worker, LEAST_UNIT_S) <= 0:
             return
         heap = self._by_load.get(worker.slots)
         if heap is None:
@@ -186,18 +113,17 @@ class PilotSlots:
             heap[:] = [standing for standing in heap if standing.is_valid]
             heapq.heapify(heap)
         load = worker.busy >= worker.slots, worker.backlog_s / worker.slots, worker.busy
-        heapq.heappush(heap, _Standing(load, worker.number, worker.changes, worker))
+        heapq.heappush(heap, Standing(load, worker.number, worker.changes, worker))
 
     # -- how much there is room for
 
-    def _room(self, worker: _Worker, expected_s: float) -> int:
+    def _room(self, worker: WorkerSlots, expected_s: float) -> int:
         """How many units of one slot and `expected_s` seconds the worker would take now."""
-        idle = worker.idle
-        if worker.exclusive or not worker.is_open or expected_s >= self.in_flight_s:
-            return idle  # what is so long is not queued
+        if expected_s >= self.in_flight_s or worker.exclusive or not worker.is_open:
+            return worker.idle  # what is so long is not queued
         left_s = (self.in_flight_s + self.gap_s) * worker.slots - worker.backlog_s
         queue = int(left_s / max(expected_s, LEAST_UNIT_S) + 1e-6)  # what adds up to a whole unit is one
-        return max(idle, queue)
+        return max(worker.idle, queue)
 
     def free(self, expected_s: float) -> int:
         """How many units of one slot and `expected_s` seconds the pilot would take now."""
@@ -225,7 +151,7 @@ class PilotSlots:
                 w.gpus >= gpus and (w.memory_nbytes is None or w.memory_nbytes >= memory_nbytes) for w in workers
             )
         all_of_it = ((w.address, w.slots, w.memory_nbytes, list(range(w.gpus))) for w in workers)
-        return _spread(all_of_it, slots, memory_nbytes, gpus) is not None
+        return spread(all_of_it, slots, memory_nbytes, gpus) is not None
 
     def largest(self) -> tuple[int | None, int]:
         """The memory of its largest worker (None: not known), and the GPUs of the one that has most of them."""
@@ -234,9 +160,9 @@ class PilotSlots:
         gpus = max((gpus for _, gpus in self._sizes), default=0)
         return (max(known) if known and len(known) == len(memory) else None), gpus
 
-    def _least_loaded(self, expected_s: float) -> _Worker | None:
+    def _least_loaded(self, expected_s: float) -> WorkerSlots | None:
         """The least loaded of the workers that would take a unit of one slot and `expected_s` seconds now."""
-        best: _Standing | None = None
+        best: Standing | None = None
         for heap in self._by_load.values():
             while heap and not heap[0].is_valid:
                 heapq.heappop(heap)
@@ -244,7 +170,7 @@ class PilotSlots:
                 best = heap[0]
         return best.worker if best is not None else None
 
-    def _standing(self) -> Iterable[_Worker]:
+    def _standing(self) -> Iterable[WorkerSlots]:
         """The workers that have any room, roughly the least loaded first."""
         for heap in self._by_load.values():
             for standing in heap:
@@ -268,7 +194,7 @@ class PilotSlots:
             (w.address, w.idle - w.leaving, None if w.memory_nbytes is None else w.free_nbytes, w.free_gpus)
             for w in self.workers.values()
         )
-        return _spread(free, slots, memory_nbytes, gpus)
+        return spread(free, slots, memory_nbytes, gpus)
 
     # -- what units hold
 
@@ -286,13 +212,17 @@ class PilotSlots:
         shares = self._shares(slots, expected_s, memory_nbytes, gpus)
         if shares is None:
             return None
-        waits = slots == 1 and not self.workers[shares[0].worker].idle
-        reservation = Reservation(tuple(shares), expected_s, slots > 1, waits)
+        first = self.workers[shares[0].worker]
+        waits = slots == 1 and not first.idle
+        follows = slots == 1 and not waits and not first.vacant
+        reservation = Reservation(tuple(shares), expected_s, slots > 1, waits, follows)
         for share in shares:
             worker = self.workers[share.worker]
             worker.exclusive += slots > 1
             worker.units.add(unit)
             self._change(worker, share, 1, expected_s)
+        if follows:
+            first.following[unit] = None
         self.reservations[unit] = reservation
         return reservation
 
@@ -307,6 +237,9 @@ class PilotSlots:
             units = self.workers[share.worker].units
             units.discard(unit)
             units.add(name)
+            if unit in self.workers[share.worker].following:
+                self.workers[share.worker].following[name] = None
+                del self.workers[share.worker].following[unit]
 
     def _shrink(self, unit: str, reservation: Reservation, address: str) -> None:
         """Give back what `unit` holds at one of its workers."""
@@ -318,11 +251,10 @@ class PilotSlots:
         worker.units.discard(unit)
         self._change(worker, gone, -1, reservation.expected_s)
 
-    def _change(self, worker: _Worker, share: Share, sign: int, expected_s: float) -> None:
+    def _change(self, worker: WorkerSlots, share: Share, sign: int, expected_s: float) -> None:
         """A unit takes its share of a worker (`sign` is 1), or gives it back (-1)."""
-        idle = worker.idle
         worker.busy += sign * share.slots
-        self.idle += worker.idle - idle
+        self._count_idle(worker)
         work_s = sign * share.slots * expected_s
         worker.backlog_s = max(0.0, worker.backlog_s + work_s)
         self.backlog_s = max(0.0, self.backlog_s + work_s)
@@ -346,10 +278,31 @@ class PilotSlots:
         worker = self.workers[share.worker]
         if share.memory_nbytes or share.gpus or not worker.is_open or worker.busy > worker.slots:
             return False
+        if unit in worker.following:  # it waits itself
+            return False
         self._leaving.add(unit)
         worker.leaving += 1
         self._change(worker, share, -1, reservation.expected_s)
         return True
+
+    def stay(self, unit: str, least_s: float) -> str | None:
+        """`unit` was about to end and does not: its slot is taken again, for so long at least as far as anybody knows.
+
+        Returns the unit that waits there and has no slot now: it is to be taken back.
+        """
+        reservation = self.reservations[unit]
+        (share,) = reservation.shares
+        worker = self.workers[share.worker]
+        self._leaving.remove(unit)
+        worker.leaving -= 1
+        expected_s = max(least_s, reservation.expected_s)
+        self.reservations[unit] = reservation._replace(expected_s=expected_s)
+        self._change(worker, share, 1, expected_s)
+        return worker.following.popitem()[0] if worker.following else None
+
+    def is_leaving(self, unit: str) -> bool:
+        """Whether a unit is about to end."""
+        return unit in self._leaving
 
     def hold_up(self, address: str) -> None:
         """What runs at a worker takes longer than was thought: nothing more is queued behind it."""
@@ -372,6 +325,7 @@ class PilotSlots:
             worker = self.workers[reservation.worker]
             worker.units.discard(unit)
             worker.leaving -= 1
+            worker.begin_next(unit)
             self._stand(worker)
             return True
         for share in reservation.shares:
@@ -379,32 +333,5 @@ class PilotSlots:
             worker.exclusive -= reservation.several
             worker.units.discard(unit)
             self._change(worker, share, -1, reservation.expected_s)
+            worker.begin_next(unit)
         return True
-
-
-def _spread(
-    workers: Iterable[tuple[str, int, int | None, list[int]]], slots: int, memory_nbytes: int, gpus: int
-) -> list[Share] | None:
-    """Several slots on few hosts and workers, and an even part of the memory with each; None if that cannot be.
-
-    Of each worker is told its address, its slots, its memory (None: not known) and its GPUs.
-    """
-    shares = []
-    part = -(-memory_nbytes // slots)
-    found = [(worker[0].rpartition(":")[0], worker) for worker in workers if worker[1] > 0]
-    idle_at: dict[str, int] = {}
-    for host, (_, idle, _, _) in found:
-        idle_at[host] = idle_at.get(host, 0) + idle
-    found.sort(key=lambda w: (-len(w[1][3]) * bool(gpus), -idle_at[w[0]], w[0], -w[1][1], w[1][0]))
-    for _, (address, idle, free_nbytes, devices) in found:
-        take = min(idle, slots)
-        if part and free_nbytes is not None:
-            take = min(take, free_nbytes // part)
-        if take:
-            given = tuple(devices[:gpus])
-            shares.append(Share(address, take, take * part, given))
-            slots -= take
-            gpus -= len(given)
-        if not slots:
-            break
-    return None if slots or gpus else shares

@@ -30,6 +30,7 @@ from distributed.scheduler import TaskState, TaskStateState
 from distributed.threadpoolexecutor import thread_state as pool_state
 from distributed.utils import sync
 from distributed.worker import _run_task
+from distributed.worker_state_machine import FreeKeysEvent
 
 from dpilot.runtime.work import Bundled, UnitTask
 
@@ -381,10 +382,13 @@ def computed(message: Mapping[str, Any], bound: float) -> tuple[float, float] | 
     Dask takes the clocks of scheduler and worker for as far apart as the way of a heartbeat was uneven: 0.1 s on a busy
     machine. But no task begins before it is `bound` to its worker, and what is told to have ended has ended.
     """
-    spans = [span for span in message.get("startstops") or () if span["action"] == "compute"]
-    if not spans:
+    began: float | None = None
+    ended: float | None = None
+    for span in message.get("startstops") or ():
+        if span["action"] == "compute":
+            began, ended = span["start"] if began is None else began, span["stop"]
+    if began is None or ended is None:
         return None, None
-    began, ended = spans[0]["start"], spans[-1]["stop"]
     shift_s = min(max(0.0, bound - began), time.time() - ended)
     return began + shift_s, ended + shift_s
 
@@ -670,6 +674,15 @@ def was_freed(worker: Worker, key: str) -> bool:
     """Whether the scheduler took a task back that runs, or is about to run, in a thread of this worker."""
     task = worker.state.tasks.get(key)
     return task is None or task.state in ("cancelled", "released", "forgotten")
+
+
+def let_go(worker: Worker, key: str) -> bool:
+    """Have a worker forget a task that waits there for a thread. Returns whether it did: not if it has one."""
+    task = worker.state.tasks.get(key)
+    if task is None or task.state not in ("ready", "constrained", "waiting"):
+        return False
+    worker.handle_stimulus(FreeKeysEvent(keys=[key], stimulus_id=_stimulus("let-go")))
+    return True
 
 
 def is_executing(worker: Worker, key: str) -> bool:

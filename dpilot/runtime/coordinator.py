@@ -177,18 +177,22 @@ class Coordinator(Supply):
             # Without the staging: that is a matter of the place, not of the kind of work.
             self.matcher.runtimes.observe(record.request.kind, max(0.0, ended - begun - record.staged_s))
             if held is not None and not held.waits and not record.bundled:
-                self._observe_gap(record, ended - begun)
+                self._observe_gap(record, ended - begun, held.follows)
         record.result = (message.get("metadata") or {}).get(adapter.HANDLER)
         self.advance(record, State.Done, ended, result=record.result, pilot=record.pilot)
         for du in record.outputs:
             self._written(self.records.data[du], record)
 
-    def _observe_gap(self, record: UnitRecord, took_s: float) -> None:
-        """Learn how long units of a pilot are on their way, there and back, from one that found a slot idle."""
+    def _observe_gap(self, record: UnitRecord, took_s: float, follows: bool) -> None:
+        """Learn how long units of a pilot are on their way, there and back, from one that found a slot idle.
+
+        Of one that follows another it is seen that they take no longer than it did.
+        """
         if record.pilot is not None:
             gap_s = max(0.0, time.time() - record.bound - took_s)
             known_s = self._gap_s.get(record.pilot)
-            gap_s = gap_s if known_s is None else min(gap_s, known_s + 0.05 * (gap_s - known_s))
+            if known_s is not None:
+                gap_s = min(gap_s, known_s if follows else known_s + 0.05 * (gap_s - known_s))
             self._gap_s[record.pilot] = gap_s
             self.matcher.set_gap(record.pilot, gap_s)
 
@@ -265,7 +269,7 @@ class Coordinator(Supply):
         if self._recheck is not None:
             self._recheck.cancel()
             self._recheck = None
-        if not len(self.matcher) and not len(self.matcher.transit):
+        if not (len(self.matcher) or self.matcher.is_expecting):
             return
         now = time.time()
         matching = self.matcher.match(now)
@@ -294,6 +298,7 @@ class Coordinator(Supply):
             self._in_background(self._bring_ahead(copy))
         if matching.recalls:
             self._recall(matching.recalls)
+        self._ask_back(matching.returns)
         if matching.recheck_s is not None:
             self._recheck = self._loop.call_later(matching.recheck_s, self._match_soon)
 
@@ -323,6 +328,21 @@ class Coordinator(Supply):
         """Take units back from their workers, if they do not run yet: they wait for data that they may have sooner."""
         records = [record for record in map(self.records.units.get, units) if record is not None]
         adapter.unbind(self.scheduler, [r.key for r in records if r.life.state in (State.Pending, State.Staging)])
+
+    def _ask_back(self, units: Iterable[str]) -> None:
+        """Ask workers for units that wait there behind others: those that have begun by then stay."""
+        for record in map(self.records.units.get, units):
+            if record is not None and record.worker in self.scheduler.workers:
+                order = {"what": "give back", "key": record.key, "unit": record.id, "attempt": record.attempt}
+                adapter.order(self.scheduler, record.worker, order)
+
+    def given_back(self, worker: str, unit: str, attempt: int) -> None:
+        """A worker gives a unit back, which has not begun."""
+        record = self.records.units.get(unit)
+        if record is not None and record.worker == worker and record.attempt == attempt:
+            self.unbound(record)
+            self.matcher.release(record.id)
+            adapter.unbind(self.scheduler, [record.key])
 
     def _bound(self, record: UnitRecord, now: float) -> None:
         """Expect the end of a unit that was bound: the next one is sent so that it arrives just then."""

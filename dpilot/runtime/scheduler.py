@@ -242,6 +242,9 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
         if what == "held up":
             self.held_up(worker, details["runs"], details["back"])
             return
+        if what == "given back":
+            self.given_back(worker, unit, details["attempt"])
+            return
         record = self.records.units.get(unit)
         if record is None or record.life.state.is_final:
             return

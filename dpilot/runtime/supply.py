@@ -108,7 +108,11 @@ class Supply(Herald):
                     self._learn_of(data, pilot.site, brought)
                     is_there = True
             except PilotError as error:
-                logger.warning("%s could not be brought to %s ahead of units: %s", copy.du, copy.pilot, error)
+                # that a pilot comes and goes is nothing to warn of
+                level = logging.WARNING if adapter.is_running(self.scheduler, worker) else logging.DEBUG
+                logger.log(level, "%s could not be brought to %s ahead of units: %s", copy.du, copy.pilot, error)
+            except Exception:  # it would count as on its way for ever
+                logger.exception("%s could not be brought to %s ahead of units", copy.du, copy.pilot)
             finally:
                 self._bringing.ended(worker)
         self.matcher.copied(copy.du, copy.site, is_there)
@@ -206,7 +210,8 @@ class Supply(Herald):
         for job, (worker, answer) in list(self._jobs.items()):
             if worker == mover:
                 del self._jobs[job]
-                answer.set_exception(DataError(f"the worker {worker} died while it did a job on files; try again"))
+                if not answer.done():
+                    answer.set_exception(DataError(f"the worker {worker} died while it did a job on files; try again"))
 
     def _in_background(self, work: Coroutine[Any, Any, Any]) -> None:
         task = self._loop.create_task(work)

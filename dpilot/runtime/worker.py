@@ -77,6 +77,8 @@ class UnitPlugin(WorkerPlugin):
         """The scheduler wants something of this worker (called in the event loop)."""
         if what == "stop":
             self.stop(**details)
+        elif what == "give back":
+            self._give_back(**details)
         elif what == "take":
             self.bundles.take(details["bundled"])
         elif what == "expect":
@@ -108,11 +110,20 @@ class UnitPlugin(WorkerPlugin):
             details["ahead"] = Ahead(details["inputs"], self, self.carrier.start)
         self._expected[unit] = details
 
-    def stop(self, key: str, reservation: str) -> None:
-        """The scheduler took a task back: end it, and say when its slots are free."""
-        expected = self._expected.pop(reservation.partition("#")[0], {})
+    def _unexpect(self, unit: str) -> None:
+        expected = self._expected.pop(unit, {})
         if "ahead" in expected:
             expected["ahead"].stop.set()
+
+    def _give_back(self, key: str, unit: str, attempt: int) -> None:
+        """The scheduler would have a unit run elsewhere, unless it has begun here."""
+        if adapter.let_go(self.worker, key):
+            self._unexpect(unit)
+            self.tell(unit, "given back", attempt=attempt)
+
+    def stop(self, key: str, reservation: str) -> None:
+        """The scheduler took a task back: end it, and say when its slots are free."""
+        self._unexpect(reservation.partition("#")[0])
         with self.lock:
             attempt = self.runs.get(key)
             if attempt is not None and attempt.reservation is not None:  # it was stopped before, and is not this one

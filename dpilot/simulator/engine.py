@@ -14,7 +14,7 @@ from dpilot.placement import Site, StoreView, nearest_store
 from dpilot.simulator.network import Network
 from dpilot.simulator.placement import Binding, Orders, Placement
 from dpilot.simulator.pool import Attempt, Pool
-from dpilot.simulator.result import WAITS, Result, Trace
+from dpilot.simulator.result import DONE, LOST, TAKEN_BACK, WAITS, Result, Trace
 from dpilot.simulator.scenario import Scenario
 from dpilot.simulator.staging import Staging
 
@@ -169,6 +169,9 @@ class Engine:
                 self._staging.copy(data, pool.machine, pilot)
         for unit in orders.recalls:
             self._recall(self._bound[unit])
+        for unit in orders.returns:
+            attempt = self._bound[unit]
+            self._at(self.now + self._pools[attempt.pilot].spec.delay_s, self._give_up, attempt)
         for binding in orders.bindings:
             self._bind(binding)
         self._recheck += 1
@@ -208,19 +211,37 @@ class Engine:
         attempt.is_over = True
         del pool.attempts[attempt]
         had_slots = attempt.slot_s >= 0
-        self._lose(attempt, pool)
+        self._lose(attempt, pool, TAKEN_BACK)
         self._staging.forsake(attempt)
         if had_slots:
             self._give_back(pool, attempt)
         else:
-            for queue in (pool.queue, *pool.queues.values()):
-                if attempt in queue:
-                    queue.remove(attempt)
+            self._unqueue(attempt, pool)
 
-    def _lose(self, attempt: Attempt, pool: Pool) -> None:
+    def _unqueue(self, attempt: Attempt, pool: Pool) -> None:
+        for queue in (pool.queue, *pool.queues.values()):
+            if attempt in queue:
+                queue.remove(attempt)
+
+    def _give_up(self, attempt: Attempt) -> None:
+        """A pilot is to give a unit back: it does if the unit has no slot yet, and says so."""
+        pool = self._pools[attempt.pilot]
+        if attempt.slot_s < 0 and not attempt.is_over:
+            self._unqueue(attempt, pool)
+            self._at(self.now + pool.spec.delay_s, self._given_up, attempt)
+
+    def _given_up(self, attempt: Attempt) -> None:
+        if not attempt.is_over:
+            attempt.is_over = True
+            pool = self._pools[attempt.pilot]
+            del pool.attempts[attempt]
+            self._lose(attempt, pool, TAKEN_BACK)
+            self._staging.forsake(attempt)
+
+    def _lose(self, attempt: Attempt, pool: Pool, outcome: str = LOST) -> None:
         self._bound.pop(attempt.unit, None)
         attempt.ended_s = self.now
-        self._lost += 1
+        self._lost += outcome == LOST
         self._waits[-1] += self.now - attempt.ready_s
         if attempt.slot_s >= 0:
             pool.busy.add((self.now - attempt.slot_s) * self._slots[attempt.unit], 0.0)
@@ -228,7 +249,7 @@ class Engine:
         if attempt.upload is not None:
             self._staging.cancel(*attempt.upload)
         if self._trace is not None:
-            self._trace.add(attempt, is_done=False)
+            self._trace.add(attempt, outcome)
         self._policy.lost(attempt.unit, attempt.pilot)
         self._make_ready(attempt.unit)
 
@@ -375,7 +396,7 @@ class Engine:
             self._nbytes[distance] += nbytes
         self._count_waits(attempt)
         if self._trace is not None:
-            self._trace.add(attempt, is_done=True)
+            self._trace.add(attempt, DONE)
         self._policy.ended(attempt.unit, attempt.pilot, attempt.ran_s - attempt.started_s)
         for data in self._outputs.get(attempt.unit, ()):
             self._check_written(data)

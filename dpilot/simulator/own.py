@@ -139,7 +139,8 @@ class Dpilot:
         rechecks = [] if matching.recheck_s is None else [matching.recheck_s]
         rechecks += [max(0.0, at - now) for at, _ in self._leaves[:1]]
         recalls = [self._unit_numbers[unit] for unit in matching.recalls]
-        return Orders(bindings, copies, recalls, min(rechecks, default=None))
+        returns = [self._unit_numbers[unit] for unit in matching.returns]
+        return Orders(bindings, copies, recalls, returns, min(rechecks, default=None))
 
     def _expect_end(self, unit: int, pilot: int, now: float) -> None:
         """Have the next unit sent so that it arrives just when this one may end, as the scheduler does."""

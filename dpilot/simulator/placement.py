@@ -35,11 +35,14 @@ class Orders(NamedTuple):
     """What is to be done now, and after how many seconds to ask again even if nothing happens by then.
 
     ``recalls`` are units that are bound and have not begun to run: they are taken back, and are :meth:`Placement.lost`.
+    ``returns`` are units that wait for slots at their pilots: where that is still so when the message is there, they
+    are given back, and are :meth:`Placement.lost` when the pilot's message is here.
     """
 
     bindings: Sequence[Binding] = ()
     copies: Sequence[Copy] = ()
     recalls: Sequence[int] = ()
+    returns: Sequence[int] = ()
     recheck_s: float | None = None
 
 

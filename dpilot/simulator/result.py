@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
     from dpilot.simulator.pool import Attempt
 
-__all__ = ["WAITS", "Busy", "Result", "Trace"]
+__all__ = ["DONE", "LOST", "TAKEN_BACK", "WAITS", "Busy", "Result", "Trace"]
 
 #: What units waited for, in the order of :attr:`Result.waits_s`.
 WAITS = ("data", "binding", "slot", "staging", "lost")
+#: What became of a unit that was bound: ``"taken back"`` before it ran, to be bound elsewhere.
+OUTCOMES = DONE, LOST, TAKEN_BACK = ("done", "lost", "taken back")
 
 
 class Busy:
@@ -48,8 +50,8 @@ class Trace:
     The columns: ``unit``, ``pilot`` and ``worker`` (its number in the pilot; None: any), ``submitted_s``, ``ready_s``
     (its inputs exist), ``bound_s``, ``slot_s`` (it has its slots, and staging begins), ``started_s``, ``ran_s``,
     ``ended_s`` (its outputs are at their stores), the bytes that it read and wrote by how far they went
-    (``local_nbytes``, ``near_nbytes``, ``far_nbytes``), and ``outcome``: ``"done"``, or ``"lost"`` with its pilot. A
-    time that was never reached is None.
+    (``local_nbytes``, ``near_nbytes``, ``far_nbytes``), and ``outcome``: ``"done"``, ``"lost"`` with its pilot, or
+    ``"taken back"`` before it ran, to be bound elsewhere. A time that was never reached is None.
     """
 
     COLUMNS = (
@@ -59,13 +61,14 @@ class Trace:
 
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
-        self._numbers = array("q")  # unit, pilot, worker, 3 x bytes, done
+        self._numbers = array("q")  # unit, pilot, worker, 3 x bytes, outcome
         self._times = array("d")  # from ready_s to ended_s
 
-    def add(self, attempt: Attempt, *, is_done: bool) -> None:
+    def add(self, attempt: Attempt, outcome: str) -> None:
         """One more row."""
         worker = attempt.held[0][0] if attempt.held else -1
-        self._numbers.extend((attempt.unit, attempt.pilot, worker, *(attempt.nbytes or (0, 0, 0)), is_done))
+        number = OUTCOMES.index(outcome)
+        self._numbers.extend((attempt.unit, attempt.pilot, worker, *(attempt.nbytes or (0, 0, 0)), number))
         a = attempt
         self._times.extend((a.ready_s, a.bound_s, a.slot_s, a.started_s, a.ran_s, a.ended_s))
 
@@ -79,11 +82,11 @@ class Trace:
     def _rows(self) -> Iterator[tuple[Any, ...]]:
         units, pilots = self._scenario.units, self._scenario.pilots
         numbers, times = iter(self._numbers), iter(self._times)
-        for unit, pilot, worker, *nbytes, is_done in zip(*[numbers] * 7, strict=True):
+        for unit, pilot, worker, *nbytes, outcome in zip(*[numbers] * 7, strict=True):
             reached = [time if time >= 0 else None for time in (next(times) for _ in range(6))]
             yield (
                 units[unit].id, pilots[pilot].id, worker if worker >= 0 else None, units[unit].submitted_s,
-                *reached, *nbytes, "done" if is_done else "lost",
+                *reached, *nbytes, OUTCOMES[outcome],
             )  # fmt: skip
 
     def to_csv(self, path: str | Path) -> None:
@@ -125,8 +128,8 @@ class Result:
         The same of transfers that were broken off, as a pilot ended; not in `nbytes`.
     waits_s : tuple of 5 float
         Mean time that a unit waited: until its inputs existed, until it was bound, until its pilot had a slot for it,
-        until its inputs were staged; and what was lost with pilots. With the time that it ran and wrote its outputs,
-        these add up to `flow_s`.
+        until its inputs were staged; and what was lost with pilots, or by what was taken back. With the time that it
+        ran and wrote its outputs, these add up to `flow_s`.
     utilisation : tuple of float
         For each pilot, the part of its slots' time in which units ran.
     n_lost : int

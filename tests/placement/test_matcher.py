@@ -278,6 +278,54 @@ def test_a_unit_whose_data_all_but_stops_is_taken_back_and_goes_elsewhere():
     assert bound(m, now + 10) == {"a": "lab" if first == "us" else "us"}
 
 
+def lets_one_follow():
+    """A matcher with two pilots: at one a unit was about to end and does not, and "b" was sent after it."""
+    m = Matcher(Policy(Links(), 1.0))
+    for name in ("p", "q"):
+        m.add_pilot(name, Site(name), 1)
+        m.add_worker(name, f"{name}-0", 1)
+        m.set_gap(name, 0.1)
+    m.runtimes.observe("", 1.0)
+    for unit in ("a", "other"):
+        submit(m, unit)
+    pilots = bound(m)
+    m.leave("a")
+    submit(m, "b", now=1.0)
+    assert bound(m, 1.0) == {"b": pilots["a"]}
+    return m
+
+
+def test_a_unit_behind_one_that_does_not_end_is_taken_back_and_goes_elsewhere():
+    m = lets_one_follow()
+    home = m.pilot_of("b").name
+    matching = m.match(1.0)
+    assert not matching.returns
+    now = 1.0 + matching.recheck_s
+    assert m.match(now).returns == ["b"]
+    m.release("b")
+    submit(m, "b", now=now)
+    assert bound(m, now) == {}, "the slot of the one that does not end is taken"
+    m.release("other")
+    assert bound(m, now + 1.0)["b"] != home
+
+
+def test_a_unit_whose_turn_has_come_is_not_taken_back():
+    m = lets_one_follow()
+    m.release("a")
+    for now in (2.0, 4.0, 8.0):
+        assert not m.match(now).returns
+    assert not m.is_expecting
+
+
+def test_a_unit_that_has_begun_meanwhile_stays_and_ends_as_all_do():
+    m = lets_one_follow()
+    assert m.match(9.0).returns == ["b"]
+    for unit in ("a", "b", "other"):
+        m.release(unit)
+    assert [m.idle_slots(pilot) for pilot in ("p", "q")] == [1, 1]
+    assert not m.is_expecting
+
+
 def test_a_unit_whose_data_is_late_everywhere_stays_where_it_is():
     m = Matcher(Policy(Links(), 1.0))
     m.add_pilot("us", US, 1)

@@ -9,6 +9,8 @@ from dpilot.placement import InputView, Matcher, Policy, Request, Site
 SITES = [Site("eu", "e"), Site("us", "u"), Site("eu"), Site()]
 KINDS = ["tiny", "long", "unknown"]
 TINY_S = 0.001
+#: Longer than anybody waits for a better pilot: no longer than the slowest copy takes.
+LONG_S = 1e6
 
 
 class Matching(RuleBasedStateMachine):
@@ -174,6 +176,11 @@ class Matching(RuleBasedStateMachine):
     def a_unit_is_about_to_end(self, data):
         self.tell("leave", data.draw(st.sampled_from(sorted(self.running))))
 
+    @precondition(lambda self: self.pilots)
+    @rule(data=st.data(), gap_s=st.sampled_from([0.0, 0.05]))
+    def messages_take_so_long(self, data, gap_s):
+        self.tell("set_gap", data.draw(st.sampled_from(sorted(self.pilots))), gap_s)
+
     @rule(kind=st.sampled_from(KINDS), seconds=st.sampled_from([0.0, TINY_S, 0.04, 3.0]))
     def a_run_time_is_learned(self, kind, seconds):
         for m in self.matchers:
@@ -185,7 +192,7 @@ class Matching(RuleBasedStateMachine):
         for m in self.matchers:
             m.set_pool("cds", self.pool)
 
-    @rule(seconds=st.sampled_from([0.0, 0.1, 100.0]))
+    @rule(seconds=st.sampled_from([0.0, 0.1, 100.0, LONG_S]))
     def time_passes_and_what_fits_is_bound(self, seconds):
         self.now += seconds
         for unit in self.running if seconds else ():
@@ -211,7 +218,14 @@ class Matching(RuleBasedStateMachine):
             assert binding.decision.pilot == binding.pilot
             assert [row.pilot for row in binding.decision.rows if row.verdict == "chosen"] == [binding.pilot]
             self.running[binding.unit] = (request, binding.pilot, binding.worker)
-        if seconds == 100.0:  # longer than anybody waits for a better pilot
+        for unit in one.returns:
+            request, *_ = self.running.pop(unit)  # KeyError: it is not bound
+            self.tell("release", unit)
+            self.requests[unit] = request
+            self.tell("submit", unit, request, now=self.now, order=self.count)
+        if one.returns:
+            self.time_passes_and_what_fits_is_bound(0.0)
+        if seconds == LONG_S and not one.bindings:  # else some wait yet, for the pilots that have just taken others
             self.check_progress()
 
     def check_progress(self):
@@ -221,7 +235,9 @@ class Matching(RuleBasedStateMachine):
         for unit, request in self.requests.items():
             if request.slots == 1 and not wide:
                 for row in m.explain(unit, self.now).rows:
-                    assert row.verdict == "rejected" or m.idle_slots(row.pilot) == 0, (unit, row)
+                    slots = m._pilots[row.pilot].slots
+                    fits = slots.idle and slots.fits(1, 10.0, request.memory_nbytes, request.gpus)
+                    assert row.verdict == "rejected" or not fits, (unit, row)
 
     @invariant()
     def no_pilot_is_over_committed(self):
@@ -247,9 +263,12 @@ class Matching(RuleBasedStateMachine):
                     long = [
                         n for n, r in zip(taken, there, strict=True) if r.several or r.expected_s >= held.in_flight_s
                     ]
-                    assert sum(long) <= worker.slots, "more long or wide units than slots"
-                    if worker.busy > worker.slots:  # short ones are queued, for so long and no longer
-                        assert worker.backlog_s <= held.in_flight_s * worker.slots + 1e-6
+                    assert worker.following.keys() <= worker.units - held._leaving
+                    waiting = len(worker.following)
+                    assert sum(long) - waiting <= worker.slots, "more long or wide units than slots"
+                    if worker.busy > worker.slots + waiting:  # short ones are queued, for so long and no longer
+                        room_s = held.in_flight_s + held.gap_s
+                        assert worker.backlog_s <= room_s * worker.slots + 1e-6
 
     @invariant()
     def nothing_is_lost(self):
@@ -261,7 +280,7 @@ class Matching(RuleBasedStateMachine):
     def teardown(self):
         """Everything ends, and no unit that some pilot could run by now is left waiting."""
         while True:
-            self.time_passes_and_what_fits_is_bound(1000.0)
+            self.time_passes_and_what_fits_is_bound(LONG_S)
             if not self.running:
                 break
             for unit in self.running:

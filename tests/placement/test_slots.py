@@ -147,6 +147,32 @@ def test_the_next_unit_is_sent_while_one_is_about_to_end() -> None:
     assert (slots.idle, slots.workers["w"].busy, slots.workers["w"].leaving) == (1, 0, 0)
 
 
+def test_units_sent_after_others_begin_in_order_and_the_last_one_can_be_taken_back() -> None:
+    slots = PilotSlots()
+    slots.add_worker("w", 2)
+    for unit in ("a", "b"):
+        slots.acquire(unit, 1, 1.0)
+        assert slots.leave(unit)
+    worker = slots.workers["w"]
+    assert (slots.idle, worker.vacant, [*worker.following]) == (2, 0, [])
+    for unit in ("c", "d"):
+        reservation = slots.acquire(unit, 1, 1.0)
+        assert reservation is not None
+        assert reservation.follows
+        assert not slots.leave(unit), "it has not begun"
+    assert ([*worker.following], worker.vacant) == (["c", "d"], 0)
+    slots.release("b")
+    assert [*worker.following] == ["d"]
+    assert slots.leave("c")
+    assert slots.stay("a", 8.0) == "d"
+    assert not slots.has_room(1.0)
+    slots.release("d")
+    assert (slots.idle, worker.vacant) == (1, 0), "only the one that c leaves"
+    slots.release("c")
+    slots.release("a")
+    assert (slots.idle, worker.vacant, slots.backlog_s) == (2, 2, 0.0)
+
+
 def test_what_needs_slots_that_are_free_indeed_waits_for_those_that_leave() -> None:
     slots = PilotSlots()
     slots.add_worker("w", 2, memory_nbytes=10, gpus=1)

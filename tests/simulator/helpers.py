@@ -15,7 +15,7 @@ def check(result: Result, scenario: Scenario) -> None:
     rows = list(result.trace)
     done = [row for row in rows if row["outcome"] == "done"]
     assert sorted(row["unit"] for row in done) == sorted(unit.id for unit in scenario.units)
-    assert len(rows) - len(done) == result.n_lost
+    assert sum(row["outcome"] == "lost" for row in rows) == result.n_lost
     check_slots(rows, scenario)
     check_order(done, scenario)
     nbytes = [sum(row[f"{where}_nbytes"] for row in done) for where in ("local", "near", "far")]

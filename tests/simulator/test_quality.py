@@ -1,6 +1,7 @@
 """How good the placement is: makespans and bytes beside a bound and a plan, in simulated time, so always the same."""
 
 import dataclasses
+from collections import Counter
 
 import pytest
 
@@ -48,6 +49,16 @@ def test_what_waits_for_a_link_that_turned_slow_goes_elsewhere():
     assert simulate(slow, "dpilot").makespan_s < 1.05 * simulate(slow, "labels").makespan_s
     slow = base.replace(links=(*base.links, Link(1e6, 0.08, ("eu", "us"), from_s=1.0)))
     assert simulate(slow, "dpilot").makespan_s < simulate(slow, "labels").makespan_s
+
+
+def test_what_was_sent_behind_a_unit_that_does_not_end_is_taken_back_and_not_lost():
+    base = far_away(uniform(n_units=96))
+    units = [dataclasses.replace(unit, run_s=4.0 if n % 20 == 19 else 0.2) for n, unit in enumerate(base.units)]
+    result = simulate(base.replace(units=tuple(units)), "dpilot")
+    outcomes = Counter(row["outcome"] for row in result.trace)
+    assert outcomes["done"] == 96
+    assert outcomes["taken back"] > 0
+    assert outcomes["lost"] == result.n_lost == 0
 
 
 def test_a_pilot_that_is_announced_and_does_not_come_is_not_counted_on():
