@@ -358,10 +358,10 @@ def test_a_replica_that_a_unit_has_spoilt_is_made_anew(
     data.wait_replicas(2, LONG_S)
     spoil = "chmod u+w $(readlink in.txt); echo more >> in.txt"
     assert isinstance(error_of(cds.submit_compute_unit(shell(spoil, input_data=[data]))), StagingError)
-    eventually(lambda: len(data._on) == 2 and not data._coming, "the replica is made anew")
+    copies = [tmp_path / directory / data.id / "in.txt" for directory in ("store", "second")]
+    eventually(lambda: all(c.exists() and c.read_text() == "input\n" for c in copies), "the replica is made anew")
+    eventually(lambda: len(data._on) == 2 and not data._coming, "it is in the catalogue again")
     assert set(map(tuple, data.verify(timeout=LONG_S).values())) == {()}
-    for directory in ("store", "second"):
-        assert (tmp_path / directory / data.id / "in.txt").read_text() == "input\n"
 
 
 def test_inputs_that_are_copies(cds: ComputeDataService, store: PilotData, tmp_path: Path) -> None:

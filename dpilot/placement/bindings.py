@@ -82,13 +82,26 @@ class Bindings(Demand):
         if bound is not None:
             self.runtimes.begin(bound.line.request.kind, unit, self.runtimes.now)
 
+    def observe(self, kind: str, seconds: float) -> None:
+        """A unit of `kind` has run for `seconds`.
+
+        If it is the first one, those bound before anything was known of the kind count as that long from now on.
+        """
+        is_first = self.runtimes.known_s(kind) is None
+        bound = self.runtimes.running(kind) if is_first else []
+        self.runtimes.observe(kind, seconds)
+        if is_first:
+            bound += [unit for unit, waiting in self._staging.items() if waiting.line.request.kind == kind]
+            for unit in bound:
+                pilot = self._pilot_of[unit]
+                pilot.slots.expect(unit, seconds)
+                self._changed[pilot] = None
+
     def release(self, unit: str) -> None:
         """`unit` has ended, or was lost: give back its slots."""
-        pilot = self._pilot_of.pop(unit, None)
+        pilot = self._pilot_of.get(unit)
         if pilot is not None:
-            self._staging.pop(unit, None)
-            self.transit.end(unit)
-            self.runtimes.end(unit)
+            self._lose(unit)
             pilot.slots.release(unit)
             self._changed[pilot] = None
 
@@ -101,11 +114,9 @@ class Bindings(Demand):
 
     def keep(self, unit: str, name: str) -> None:
         """`unit` was taken back, but what it started still runs: its slots stay taken, by `name` from now on."""
-        pilot = self._pilot_of.pop(unit, None)
+        pilot = self._pilot_of.get(unit)
         if pilot is not None:
-            self._staging.pop(unit, None)
-            self.transit.end(unit)
-            self.runtimes.end(unit)
+            self._lose(unit)
             pilot.slots.rename(unit, name)
             self._pilot_of[name] = pilot
 

@@ -44,7 +44,6 @@ class Demand(Fleet):
         self._lines: dict[Request, Line] = {}
         self._readers: dict[str, Line | dict[Line, None]] = {}  # data unit -> who reads it; mostly it is one
         self._waiting: dict[str, Waiting] = {}
-        self._staging: dict[str, Waiting] = {}  # units that are bound and wait for data
         self._recalled: set[str] = set()  # of these, those that are to be taken back
         self._count = 0
 
@@ -106,12 +105,11 @@ class Demand(Fleet):
             del self._lines[request]
             for du in request.inputs:
                 self._unread(du, line)
-        if was_head:
-            for queue in line.queues:
-                if head is not None:
-                    queue.push(head)
-                if queue.reserved_for is waiting:
-                    self._unreserve(queue.reserved)
+        for queue in line.queues:
+            if was_head and head is not None:
+                queue.push(head)
+            if queue.reserved_for is waiting:
+                self._unreserve(queue.reserved)
 
     def copied(self, du: str, site: Site, is_there: bool = True) -> None:
         """A data unit was brought ahead of units, or could not be: then units that want it bring it themselves."""
@@ -198,6 +196,8 @@ class Demand(Fleet):
                 line.nbytes += view.nbytes
             for queue in before:
                 queue.lines.pop(line, None)
+                if queue not in queues and queue.reserved_for is not None and queue.reserved_for.line is line:
+                    self._unreserve(queue.reserved)
             for queue in queues:
                 if queue.is_coming:
                     queue.lines[line] = None

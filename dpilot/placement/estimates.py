@@ -82,6 +82,11 @@ class RunTimes:
         if known is not None and not known.is_settled:
             known.begun_s -= known.running.pop(unit)
 
+    def running(self, kind: str) -> list[str]:
+        """The units of `kind` that run, as long as few have ended."""
+        known = self._kinds.get(kind)
+        return [] if known is None else list(known.running)
+
     def observe(self, kind: str, seconds: float) -> None:
         """A unit of `kind` has run for `seconds`."""
         known = self._kinds.get(kind)

@@ -37,6 +37,7 @@ class Fleet:
         self.in_flight_s = in_flight_s
         self._pilots: dict[str, Pilot] = {}
         self._pilot_of: dict[str, Pilot] = {}
+        self._staging: dict[str, Waiting] = {}  # units that are bound and wait for data
         self._members: dict[str, frozenset[str]] = {}
         self._pools: dict[str, Pool] = {}
         self._direct: dict[str, Pool] = {}  # for units that were submitted to one pilot
@@ -164,7 +165,9 @@ class Fleet:
         self._changed[held] = None
 
     def _lose(self, unit: str) -> None:
+        """A unit is bound no more."""
         self._pilot_of.pop(unit, None)
+        self._staging.pop(unit, None)
         self.transit.end(unit)
         self.runtimes.end(unit)
 

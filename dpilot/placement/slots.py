@@ -251,19 +251,32 @@ class PilotSlots:
         worker.units.discard(unit)
         self._change(worker, gone, -1, reservation.expected_s)
 
+    def _weigh(self, worker: WorkerSlots, more_s: float) -> None:
+        worker.backlog_s = max(0.0, worker.backlog_s + more_s)
+        self.backlog_s = max(0.0, self.backlog_s + more_s)
+
     def _change(self, worker: WorkerSlots, share: Share, sign: int, expected_s: float) -> None:
         """A unit takes its share of a worker (`sign` is 1), or gives it back (-1)."""
         worker.busy += sign * share.slots
         self._count_idle(worker)
-        work_s = sign * share.slots * expected_s
-        worker.backlog_s = max(0.0, worker.backlog_s + work_s)
-        self.backlog_s = max(0.0, self.backlog_s + work_s)
+        self._weigh(worker, sign * share.slots * expected_s)
         worker.free_nbytes -= sign * share.memory_nbytes
         if share.gpus and sign > 0:
             worker.free_gpus = [device for device in worker.free_gpus if device not in share.gpus]
         elif share.gpus:
             worker.free_gpus = sorted((*worker.free_gpus, *share.gpus))
         self._stand(worker)
+
+    def expect(self, unit: str, expected_s: float) -> None:
+        """How long `unit` will take is known better by now: it counts as so long."""
+        reservation = self.reservations[unit]
+        expected_s = max(expected_s, LEAST_UNIT_S)
+        self.reservations[unit] = reservation._replace(expected_s=expected_s)
+        if unit not in self._leaving:  # else it is not counted any more
+            for share in reservation.shares:
+                worker = self.workers[share.worker]
+                self._weigh(worker, share.slots * (expected_s - reservation.expected_s))
+                self._stand(worker)
 
     def leave(self, unit: str) -> bool:
         """`unit` is about to end: let the next one be sent to its worker, where it waits for the thread to be free.
@@ -310,10 +323,7 @@ class PilotSlots:
         for unit in worker.units - self._leaving:
             reservation = self.reservations[unit]
             if not reservation.several and reservation.expected_s < long_s:
-                (share,) = reservation.shares
-                self._change(worker, share, -1, reservation.expected_s)
-                self._change(worker, share, 1, long_s)
-                self.reservations[unit] = reservation._replace(expected_s=long_s)
+                self.expect(unit, long_s)
 
     def release(self, unit: str) -> bool:
         """Give back what `unit` holds. Returns whether it held anything."""

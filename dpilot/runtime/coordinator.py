@@ -175,7 +175,7 @@ class Coordinator(Supply):
             self.advance(record, State.Running, begun)
         if begun is not None and ended is not None:
             # Without the staging: that is a matter of the place, not of the kind of work.
-            self.matcher.runtimes.observe(record.request.kind, max(0.0, ended - begun - record.staged_s))
+            self.matcher.observe(record.request.kind, max(0.0, ended - begun - record.staged_s))
             if held is not None and not held.waits and not record.bundled:
                 self._observe_gap(record, ended - begun, held.follows)
         record.result = (message.get("metadata") or {}).get(adapter.HANDLER)

@@ -94,7 +94,7 @@ class Dpilot:
         gap_s = self._gap_s[pilot] = 2 * self._pilots[pilot].delay_s
         self.matcher.set_gap(self._pilots[pilot].id, gap_s)
         self.matcher.release(spec.id)
-        self.matcher.runtimes.observe(spec.kind, run_s)
+        self.matcher.observe(spec.kind, run_s)
 
     def lost(self, unit: int, pilot: int) -> None:
         """Its pilot has ended before it did."""

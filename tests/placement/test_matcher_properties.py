@@ -183,8 +183,7 @@ class Matching(RuleBasedStateMachine):
 
     @rule(kind=st.sampled_from(KINDS), seconds=st.sampled_from([0.0, TINY_S, 0.04, 3.0]))
     def a_run_time_is_learned(self, kind, seconds):
-        for m in self.matchers:
-            m.runtimes.observe(kind, seconds)
+        self.tell("observe", kind, seconds)
 
     @rule(some=st.booleans())
     def the_pool_changes(self, some):
@@ -276,6 +275,16 @@ class Matching(RuleBasedStateMachine):
             assert len(m) == len(self.requests)
             held = {unit for pilot in m._pilots.values() for unit in pilot.slots.reservations}
             assert held == set(self.running)
+
+    @invariant()
+    def slots_are_kept_only_for_who_waits_for_them(self):
+        for m in self.matchers:
+            for pilot in m._pilots.values():
+                queue = pilot.reserved
+                if queue is not None:
+                    assert queue.reserved is pilot
+                    assert queue.reserved_for.unit in m, f"{pilot.name} is kept for who waits no more"
+                    assert queue in queue.reserved_for.line.queues, f"{pilot.name} is kept for who waits elsewhere"
 
     def teardown(self):
         """Everything ends, and no unit that some pilot could run by now is left waiting."""
