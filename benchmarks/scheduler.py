@@ -156,7 +156,8 @@ class _Bench:
         self.clock.watch("plugin", plugin, *own, "_send_events")
         decision = "match", "submit", "withdraw", "release", "staged", "data_changed"
         self.clock.watch("decision", plugin.matcher, *decision)
-        self.clock.watch("Dask", scheduler, "transition", "transitions", "worker_send", "client_desires_keys")
+        self.clock.watch("Dask", scheduler, "transition", "transitions", "_transition", "_transitions")
+        self.clock.watch("Dask", scheduler, "send_all", "worker_send", "client_desires_keys")
         self._begun = time.perf_counter()
 
     def say(self, what: str) -> None:

@@ -6,7 +6,6 @@ and the pilots or links are no longer the same. A replica more or less is told t
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
@@ -205,10 +204,10 @@ class Demand(Fleet):
                     queue.push(head)
                     queue.push_movable(line)
             for weight, place in visits:
-                heapq.heappush(place.visits, (head.rank, weight, line.number, line))
+                place.visits.push((head.rank, weight, line.number, line))
             if line.is_coming:
                 cost_s = 0.0 if home is pool.away else self.policy.fit_s(request, home.site, views)
-                heapq.heappush(pool.late, (head.since + 2 * (cost_s + self.policy.prefer_wait_s), line.number, line))
+                pool.late.push((head.since + 2 * (cost_s + self.policy.prefer_wait_s), line.number, line))
         if line.is_coming:
             self._want(line, head)
         for queue in queues:
@@ -219,8 +218,7 @@ class Demand(Fleet):
 
     def _want(self, line: Line, head: Waiting) -> None:
         """The data of a line has to be brought."""
-        entry = head.rank, line.nbytes / line.length, line.number, line
-        heapq.heappush(line.pool.wanting, entry)
+        line.pool.wanting.push((head.rank, line.nbytes / line.length, line.number, line))
 
     def _queue(self, place: Place, pool: Pool, need: Need, is_coming: bool) -> Queue:
         queues = place.coming if is_coming else place.queues

@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from dpilot.placement.heaps import LazyHeap
 from dpilot.placement.places import Need, Pilot, Place, Pool
 from dpilot.placement.views import Request
 
@@ -109,40 +110,45 @@ class Queue:
         self.due: float | None = None  # when it is to be looked at again even if nothing happens
         self.refused: tuple[int, float] | None = None  # when nothing of it was worth its way, and how long it was then
         self.lines: dict[Line, None] = {}  # those whose data is coming
-        self._heads: list[Waiting] = []  # a heap, with what is out of date
-        # A heap of lines, those with the least to move for a unit first: rank, bytes a unit, number, line, length.
-        self._movable: list[tuple[float, float, int, Line, int]] = []
+        self._heads: LazyHeap[Waiting] = LazyHeap(self._is_head)
+        # Lines, those with the least to move for a unit first: rank, bytes a unit, number, line, length.
+        self._movable: LazyHeap[tuple[float, float, int, Line, int]] = LazyHeap(self._stands_here)
 
     def push(self, head: Waiting) -> None:
         """A line whose first unit this is stands here, or has another first one now."""
         if self.is_coming:
             return  # nobody is bound from here
-        heapq.heappush(self._heads, head)
+        self._heads.push(head)
 
     def push_movable(self, line: Line) -> None:
         """A line that stands here, and could be taken to another place, is new or has grown."""
         head = line.head()
         if head is not None and self.place.parent is not None and not self.is_coming:
             entry = head.rank, line.nbytes / line.length, line.number, line, line.length
-            heapq.heappush(self._movable, entry)
+            self._movable.push(entry)
 
     def head(self) -> Waiting | None:
         """The first unit of all its lines."""
         heads = self._heads
         while heads:
-            head = heads[0]
-            line = head.line
-            if line.length and line.head() is head and self in line.queues:
-                return head
+            if self._is_head(heads[0]):
+                return heads[0]
             heapq.heappop(heads)
         return None
+
+    def _is_head(self, waiting: Waiting) -> bool:
+        line = waiting.line
+        return line.length > 0 and line.head() is waiting and self in line.queues
+
+    def _stands_here(self, entry: tuple[float, float, int, Line, int]) -> bool:
+        return entry[3].length > 0 and self in entry[3].queues
 
     def lightest(self) -> Waiting | None:
         """The first unit of the line that has the least to move for each unit, of those of the highest priority."""
         movable = self._movable
         while movable:
             line, length = movable[0][3:]
-            if not line.length or self not in line.queues:
+            if not self._stands_here(movable[0]):
                 heapq.heappop(movable)
             elif line.length < length:
                 heapq.heappop(movable)

@@ -13,6 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from dpilot.placement.estimates import RunTimes
+from dpilot.placement.heaps import LazyHeap
 from dpilot.placement.slots import PilotSlots
 from dpilot.placement.topology import Site
 from dpilot.placement.views import PilotView, Request
@@ -199,22 +200,25 @@ class Place:
         self.below: dict[str, int] = {}  # the same, with those of the places in it
         self.queues: dict[Need, Queue] = {}
         self.coming: dict[Need, Queue] = {}  # of lines whose data has yet to come here
-        self.visits: list[tuple[float, float, int, Line]] = []  # a heap: lines that have some of their inputs here
+        # Lines that have some of their inputs here, and stand elsewhere: rank, weight, number, line.
+        self.visits: LazyHeap[tuple[float, float, int, Line]] = LazyHeap(self.is_visit)
         self.last_bound = 0.0
-        self._room: list[_Entry] = []  # a heap: the pilots that have any room, and what is out of date
+        self._room: LazyHeap[_Entry] = LazyHeap(self._is_valid)  # the pilots that have any room
         self._could: dict[Need, bool] = {}
 
     # -- its pilots
 
     def offer(self, entry: _Entry) -> None:
         """One of its pilots has room, and is as loaded as the entry tells."""
-        if len(self._room) > 2 * len(self.pilots) + 16:
-            self._room = [e for e in self._room if self._is_valid(e)]
-            heapq.heapify(self._room)
-        heapq.heappush(self._room, entry)
+        self._room.push(entry)
 
     def _is_valid(self, entry: _Entry) -> bool:
         return entry[3] == entry[4].stamp and entry[2] in self.pilots
+
+    def is_visit(self, entry: tuple[float, float, int, Line]) -> bool:
+        """Whether units of a line still wait, and have their home elsewhere."""
+        line = entry[3]
+        return line.length > 0 and all(queue.place is not self for queue in line.queues)
 
     def has_room(self) -> bool:
         """Whether any of its pilots would take any unit."""
@@ -308,6 +312,15 @@ class Place:
         return seconds
 
 
+def _is_wanting(entry: tuple[float, float, int, Line]) -> bool:
+    line = entry[3]
+    return line.length > 0 and line.is_coming and not line.is_asked
+
+
+def _is_coming(entry: tuple[float, int, Line]) -> bool:
+    return entry[2].length > 0 and entry[2].is_coming
+
+
 def _add(counts: dict[str, int], kind: str, slots: int) -> None:
     number = counts.get(kind, 0) + slots
     if number:
@@ -337,8 +350,9 @@ class Pool:
         self.root = Place(Site())
         self.nowhere = Place(Site())  # the home of lines that no pilot could run
         self.away = Place(Site(), self.root)  # and of those whose data lies where no pilot is
-        self.wanting: list[tuple[float, float, int, Line]] = []  # a heap: lines whose data has to be brought
-        self.late: list[tuple[float, int, Line]] = []  # a heap: when their patience with that ends
+        # Lines whose data has to be brought: rank, bytes a unit, number, line; and when their patience with that ends.
+        self.wanting: LazyHeap[tuple[float, float, int, Line]] = LazyHeap(_is_wanting)
+        self.late: LazyHeap[tuple[float, int, Line]] = LazyHeap(_is_coming)
         self.zones: dict[str | None, Place] = {}  # by datacenter
         self.machines: dict[str, list[Place]] = {}
         self.version = 0  # another one whenever lines may have other homes

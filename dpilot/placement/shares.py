@@ -94,7 +94,6 @@ class Standing(NamedTuple):
     changes: int
     worker: WorkerSlots
 
-    @property
     def is_valid(self) -> bool:
         """Whether it has not changed since."""
         return self.changes == self.worker.changes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Sequence
 
+from dpilot.placement.heaps import LazyHeap
 from dpilot.placement.shares import Reservation, Share, Standing, WorkerSlots, spread
 
 __all__ = ["PilotSlots"]
@@ -43,9 +44,9 @@ class PilotSlots:
         self._leaving: set[str] = set()
         self._joined = 0
         self._sizes: dict[tuple[int | None, int], int] = {}  # memory and GPUs -> how many workers have as much
-        # Workers with so many slots -> a heap of those that have any room, and what is out of date. Of workers with as
-        # many slots the least loaded has the most room, so that the first of each heap tells of all.
-        self._by_load: dict[int, list[Standing]] = {}
+        # Workers with so many slots -> those that have any room. Of workers with as many slots the least loaded has the
+        # most room, so that the first of each heap tells of all.
+        self._by_load: dict[int, LazyHeap[Standing]] = {}
 
     # -- workers
 
@@ -108,12 +109,9 @@ class PilotSlots:
             return
         heap = self._by_load.get(worker.slots)
         if heap is None:
-            heap = self._by_load[worker.slots] = []
-        elif len(heap) > 2 * len(self.workers):
-            heap[:] = [standing for standing in heap if standing.is_valid]
-            heapq.heapify(heap)
+            heap = self._by_load[worker.slots] = LazyHeap(Standing.is_valid)
         load = worker.busy >= worker.slots, worker.backlog_s / worker.slots, worker.busy
-        heapq.heappush(heap, Standing(load, worker.number, worker.changes, worker))
+        heap.push(Standing(load, worker.number, worker.changes, worker))
 
     # -- how much there is room for
 
@@ -164,7 +162,7 @@ class PilotSlots:
         """The least loaded of the workers that would take a unit of one slot and `expected_s` seconds now."""
         best: Standing | None = None
         for heap in self._by_load.values():
-            while heap and not heap[0].is_valid:
+            while heap and not heap[0].is_valid():
                 heapq.heappop(heap)
             if heap and (best is None or heap[0] < best) and self._room(heap[0].worker, expected_s) > 0:
                 best = heap[0]
@@ -174,7 +172,7 @@ class PilotSlots:
         """The workers that have any room, roughly the least loaded first."""
         for heap in self._by_load.values():
             for standing in heap:
-                if standing.is_valid:
+                if standing.is_valid():
                     yield standing.worker
 
     def _shares(self, slots: int, expected_s: float, memory_nbytes: int, gpus: int) -> Sequence[Share] | None:

@@ -87,7 +87,7 @@ class Spill:
             while visits and len(aside) < _MOST_VISITS and len(bindings) < most and pilot.slots.has_room(0.0):
                 line = visits[0][3]
                 head = line.head()
-                if head is None or any(queue.place is place for queue in line.queues):
+                if head is None or not place.is_visit(visits[0]):
                     heapq.heappop(visits)  # bound by now, or at home here
                     continue
                 if self._is_worth(head, line.queues[0], pilot, now):
@@ -102,7 +102,7 @@ class Spill:
         """What one unit of a line has brought to a pilot, the others need not bring again: they visit it."""
         head = line.head()
         if head is not None and line.nbytes:
-            heapq.heappush(pilot.places[-1].visits, (head.rank, 0.0, line.number, line))
+            pilot.places[-1].visits.push((head.rank, 0.0, line.number, line))
 
     def _is_worth(self, head: Waiting, queue: Queue, pilot: Pilot, now: float) -> bool:
         matcher, line = self._matcher, head.line
