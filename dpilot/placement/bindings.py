@@ -40,8 +40,7 @@ class Bindings(Demand):
         if first.slots.idle and first.reserved is None and first.ends_at is None and need.is_plain:
             return first
         expected_s = self.runtimes.expected_s(request.kind)
-        lasts_s = self.lasts_s(request)
-        until = None if lasts_s is None else now + lasts_s
+        until = self.until(request, now)
 
         def able(pilot: Pilot) -> bool:
             kept = pilot.reserved

@@ -13,7 +13,7 @@ from dpilot.placement.estimates import RunTimes
 from dpilot.placement.fleet import Fleet
 from dpilot.placement.homes import choose, is_far, named
 from dpilot.placement.lines import Line, Queue, Waiting
-from dpilot.placement.places import Need, Place, Pool
+from dpilot.placement.places import Need, Place
 from dpilot.placement.policy import Policy
 from dpilot.placement.topology import Site
 from dpilot.placement.transit import Transit
@@ -23,6 +23,8 @@ __all__ = ["Demand"]
 
 #: How many lines are told at once of a replica.
 _MOST_TOLD = 64
+#: From so many queues on a place forgets those that are empty.
+_MANY_QUEUES = 32
 
 
 class Demand(Fleet):
@@ -165,6 +167,11 @@ class Demand(Fleet):
         """How long a unit runs, as far as is known; None: not known."""
         return self.runtimes.known_s(request.kind) if request.walltime_s is None else request.walltime_s
 
+    def until(self, request: Request, now: float) -> float | None:
+        """When a unit that begins now will have ended; None: not known."""
+        lasts_s = self.lasts_s(request)
+        return None if lasts_s is None else now + lasts_s
+
     def _version(self, line: Line) -> int:
         # None of these ever falls, so the sum tells of both.
         return line.pool.version + self.policy.links.version
@@ -174,8 +181,7 @@ class Demand(Fleet):
         request, pool, head = line.request, line.pool, line.head()
         assert head is not None, "a line without units was kept"
         views = self.views(request)
-        lasts_s = None if now is None or not pool.ends else self.lasts_s(request)
-        until = None if now is None or lasts_s is None else now + lasts_s
+        until = None if now is None or not pool.ends else self.until(request, now)
         ahead = self.ahead and line.need.slots == 1 and not line.is_late
         is_stuck_at = partial(self._is_stuck_at, views) if line.is_stuck else None
         homes, visits = choose(line, views, self.policy, until, ahead, is_stuck_at)
@@ -183,7 +189,7 @@ class Demand(Fleet):
         may_come = ahead and home is not pool.nowhere and home.keeps
         line.is_coming = home is pool.away or (may_come and is_far(views, home.site))
         line.is_asked = False
-        queues = tuple([self._queue(place, pool, line.need, line.is_coming) for place in homes or (home,)])
+        queues = tuple([self._queue(place, line) for place in homes or (home,)])
         line.version = self._version(line)
         before, line.queues = line.queues, queues
         if before != queues:
@@ -220,10 +226,20 @@ class Demand(Fleet):
         """The data of a line has to be brought."""
         line.pool.wanting.push((head.rank, line.nbytes / line.length, line.number, line))
 
-    def _queue(self, place: Place, pool: Pool, need: Need, is_coming: bool) -> Queue:
-        queues = place.coming if is_coming else place.queues
-        queue = queues.get(need)
+    def _queue(self, place: Place, line: Line) -> Queue:
+        """The queue of a place for lines such as this one.
+
+        Where pilots end, what lasts long must not keep those back that have the time: each kind of work stands alone.
+        """
+        queues, request = place.coming if line.is_coming else place.queues, line.request
+        key = (line.need, request.kind, request.walltime_s) if line.pool.ends else line.need
+        queue = queues.get(key)
         if queue is None:
+            n_queues = len(queues)
+            if n_queues >= _MANY_QUEUES and n_queues & (n_queues - 1) == 0:  # twice as many as when it was last looked
+                for other, known in list(queues.items()):
+                    if known.head() is None and not known.lines:
+                        del queues[other]
             self._count += 1
-            queue = queues[need] = Queue(place, pool, need, self._count, is_coming)
+            queue = queues[key] = Queue(place, line.pool, line.need, self._count, line.is_coming)
         return queue

@@ -236,12 +236,9 @@ class Matcher(Bindings):
 
     def _outlasts(self, queue: Queue, line: Line, now: float) -> bool:
         """Whether a line would outlast all pilots of its home by now, so that it needs another one."""
-        lasts_s = self.lasts_s(line.request)
+        until = self.until(line.request, now) if line.pool.ends else None
         return (
-            lasts_s is not None
-            and queue.place is not line.pool.nowhere
-            and line.pool.ends
-            and not queue.place.could_until(line.need, now + lasts_s)
+            until is not None and queue.place is not line.pool.nowhere and not queue.place.could_until(line.need, until)
         )
 
     def _wait(self, queue: Queue, waiting: Waiting, now: float) -> None:
@@ -253,11 +250,14 @@ class Matcher(Bindings):
         if queue.reserved is not None and queue.reserved_for is not waiting:
             self._unreserve(queue.reserved)
         if queue.reserved is None:
-            need = queue.need
+            need, until = queue.need, self.until(waiting.line.request, now)
             fitting = [
                 pilot
                 for pilot in queue.place.open_pilots()
-                if pilot.reserved is None and pilot.could(need) and pilot.slots.would_fit(*need[:3])
+                if pilot.reserved is None
+                and pilot.could(need)
+                and pilot.lasts(until)
+                and pilot.slots.would_fit(*need[:3])
             ]
             if fitting:
                 pilot = min(fitting, key=lambda pilot: (pilot.load, pilot.name))

@@ -8,7 +8,7 @@ looks at the few places that its inputs and labels name, and never at the pilots
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -198,8 +198,8 @@ class Place:
         self.backlog_s = 0.0  # slot-seconds that its pilots have taken
         self.own: dict[str, int] = {}  # kind of work -> slots asked for by units whose home it is
         self.below: dict[str, int] = {}  # the same, with those of the places in it
-        self.queues: dict[Need, Queue] = {}
-        self.coming: dict[Need, Queue] = {}  # of lines whose data has yet to come here
+        self.queues: dict[Hashable, Queue] = {}  # by what they need
+        self.coming: dict[Hashable, Queue] = {}  # of lines whose data has yet to come here
         # Lines that have some of their inputs here, and stand elsewhere: rank, weight, number, line.
         self.visits: LazyHeap[tuple[float, float, int, Line]] = LazyHeap(self.is_visit)
         self.last_bound = 0.0

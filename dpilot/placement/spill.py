@@ -124,11 +124,10 @@ class Spill:
 
     def _may_take(self, pilot: Pilot, head: Waiting, now: float) -> bool:
         matcher, request = self._matcher, head.line.request
-        lasts_s = matcher.lasts_s(request)
         return (
             pilot.reserved is None
             and pilot.name in head.line.pool.root.pilots
-            and pilot.lasts(None if lasts_s is None else now + lasts_s)
+            and pilot.lasts(matcher.until(request, now))
             and pilot.fits(head.line.need, matcher.runtimes.expected_s(request.kind))
         )
 

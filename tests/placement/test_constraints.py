@@ -149,3 +149,28 @@ def test_a_line_whose_home_will_not_last_goes_elsewhere():
     m.release("u1")
     m.submit("late", Request("cds", inputs=("du",), walltime_s=60.0), now=0.0, order=3)
     assert bound(m, now=50.0) == {"late": "us"}
+
+
+def test_what_lasts_too_long_for_a_pilot_keeps_nobody_from_it():
+    """Equal units but for how long they run: the first waits for a pilot that lasts, the others do not wait for it."""
+    m = Matcher()
+    for name, ends_at in (("short", 50.0), ("long", None)):
+        m.add_pilot(name, Site("eu", "e"), 1, ends_at=ends_at)
+        m.add_worker(name, f"{name}-0", 1)
+    m.observe("long", 100.0)
+    m.observe("quick", 1.0)
+    for number, kind in enumerate(("long", "long", "quick")):
+        m.submit(f"{kind}-{number}", Request("cds", kind), now=0.0, order=number)
+    assert {binding.unit: binding.pilot for binding in m.match(0.0).bindings} == {"long-0": "long", "quick-2": "short"}
+
+
+def test_kinds_of_work_that_come_no_more_are_forgotten():
+    m = Matcher()
+    m.add_pilot("p", Site("eu", "e"), 1, ends_at=1e6)
+    m.add_worker("p", "p-0", 1)
+    for number in range(1000):
+        m.submit(f"cu-{number}", Request("cds", f"kind-{number}"), now=0.0)
+        assert [binding.unit for binding in m.match(0.0).bindings] == [f"cu-{number}"]
+        m.release(f"cu-{number}")
+    (place,) = {place for place in m._pilots["p"].places if place.parent is None}
+    assert len(place.queues) <= 64
