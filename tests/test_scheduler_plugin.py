@@ -209,6 +209,27 @@ async def test_a_unit_that_has_begun_is_not_given_back(cluster: Cluster, gate: s
     assert RAN == ["u"]
 
 
+async def test_a_mistake_in_the_decision_loses_nobody(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It comes when some units are bound already, which nobody was told yet."""
+    spill = cluster.plugin.matcher._spill
+    mistakes = [ZeroDivisionError("a mistake"), ZeroDivisionError("the same")]
+
+    def fail(*_: Any) -> float | None:
+        if mistakes:
+            raise mistakes.pop()
+        monkeypatch.undo()
+        return spill.spill(*_)
+
+    await cluster.pilot("pc-1", slots=2)
+    monkeypatch.setattr(spill, "spill", fail)
+    made = cluster.submit_all([(units.same, (n,)) for n in range(5)])
+    assert await asyncio.gather(*made) == list(range(5))
+    assert caplog.text.count("units could not be placed") == 2
+    assert cluster.plugin.matcher.idle_slots("pc-1") == 2
+
+
 async def test_a_worker_that_comes_after_its_pilots_end_is_turned_away(cluster: Cluster) -> None:
     await cluster.declare("pc-1")
     unit = cluster.submit(units.same, 1)

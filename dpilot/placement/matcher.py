@@ -100,6 +100,7 @@ class Matcher(Bindings):
         self._spill = Spill(self)
         self._ahead = Ahead(self)
         self._followers = Followers(self)
+        self._made: list[Binding] = []  # and not told yet
 
     def match(self, now: float) -> Matching:
         """Bind all that can be bound well now, or so much of it as one call may do.
@@ -107,8 +108,14 @@ class Matcher(Bindings):
         First every queue that something has happened to takes, in the order of the units, free slots of its home. So
         slots go to those whose data lies there. What is then left free goes to lines whose home is busy, as long as a
         unit ends earlier there than the last one of those that wait for the home would.
+
+        Should it raise, which were a mistake of ours, then what it has bound is told by the next call.
         """
-        bindings: list[Binding] = []
+        matching = self._match(self._made, now)
+        self._made = []
+        return matching
+
+    def _match(self, bindings: list[Binding], now: float) -> Matching:
         self.runtimes.now = now
         recalls = self._reconsider(now)
         if recalls:

@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 #: How long a unit may have been at its worker before clients are told that it runs: most tiny units
 #: have ended by then, and one message tells both.
 _TELL_AFTER_S = 0.02
+#: How long after a mistake it is tried again to place units.
+_AGAIN_S = 1.0
 #: The result of a program.
 _NONE = pickle.dumps(None)
 
@@ -272,7 +274,12 @@ class Coordinator(Supply):
         if not (len(self.matcher) or self.matcher.is_expecting):
             return
         now = time.time()
-        matching = self.matcher.match(now)
+        try:
+            matching = self.matcher.match(now)
+        except Exception:  # a mistake of ours, because of which nobody must wait for ever
+            logger.exception("units could not be placed; it is tried again in %s s", _AGAIN_S)
+            self._recheck = self._loop.call_later(_AGAIN_S, self._match_soon)
+            return
         bound: dict[Key, str] = {}
         bundled: set[Key] = set()
         in_flight_s = self.matcher.in_flight_s
