@@ -105,10 +105,6 @@ class Location:
     path: str
     options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Stores go out with every unit that reads: dataclasses would be asked for their fields each time.
-        return type(self), tuple([getattr(self, name) for name in self.__match_args__])
-
     # ------------------------------------------------------------------ naming
 
     def child(self, name: str) -> Location:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import re
 import threading
 import uuid
@@ -60,6 +61,8 @@ class Store:
         If the URL is malformed, has a password in it or an unknown protocol, or the options are no mapping.
     """
 
+    _pickled: bytes | None = None  # what is told of it: all but this, and until something of it changes
+
     def __init__(
         self,
         service_url: str | Path,
@@ -80,6 +83,17 @@ class Store:
         self.datacenter = datacenter
         self.machine = machine
         self.nbytes_limit = nbytes_limit
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Stores go out with every unit that reads: what to say of one is worked out once.
+        pickled = self._pickled
+        if pickled is None:
+            self._pickled = pickled = pickle.dumps(vars(self), pickle.HIGHEST_PROTOCOL)
+        return _unpickled, (type(self), pickled)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        vars(self).pop("_pickled", None)
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         labels = [f"{key}={value!r}" for key in ("datacenter", "machine") if (value := getattr(self, key)) is not None]
@@ -433,3 +447,9 @@ def _is_unit(name: str) -> bool:
     except ManifestError:
         return False
     return True
+
+
+def _unpickled(cls: type[Store], pickled: bytes) -> Store:
+    store = cls.__new__(cls)
+    vars(store).update(pickle.loads(pickled))
+    return store

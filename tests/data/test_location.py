@@ -159,6 +159,17 @@ def test_nothing_shows_storage_options() -> None:
     assert "http://127.0.0.1:1" in str(caught.value)
 
 
+def test_a_store_pickles_as_it_is_now_and_not_as_it_was_when_it_was_pickled_before(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", machine="m1")
+    assert pickle.loads(pickle.dumps(store)).store_id is None
+    store.open()
+    assert pickle.loads(pickle.dumps(store)).store_id == store.store_id is not None
+    store.machine = "m2"
+    assert pickle.loads(pickle.dumps(store)).machine == "m2"
+    moved = store.through(Store(tmp_path / "elsewhere").root)
+    assert pickle.loads(pickle.dumps(moved)).url == moved.url != store.url == pickle.loads(pickle.dumps(store)).url
+
+
 def test_a_store_pickles_with_what_it_needs() -> None:
     store = Store("s3://bucket/x", {"key": "k"}, store_id="0" * 32, datacenter="eu", machine="m", nbytes_limit=5)
     again = pickle.loads(pickle.dumps(store))
