@@ -150,7 +150,8 @@ class Unit:
 
     @property
     def states(self) -> list[str]:
-        return [str(state) for state, _ in self.cluster.plugin.records.units[self.id].life.history]
+        record = self.cluster.plugin.records.units.get(self.id)  # None: it is on its way yet
+        return [] if record is None else [str(state) for state, _ in record.life.history]
 
     @property
     def pilot(self) -> str | None:

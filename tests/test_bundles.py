@@ -166,7 +166,7 @@ async def test_results_are_dasks(cluster: Cluster) -> None:
     large = cluster.submit(np.arange, 100_000, kind="tiny", site=Site("eu"), require=True)
     lock = cluster.submit(threading.Lock, kind="tiny", site=Site("eu"), require=True)
     value = await large
-    await eventually(lambda: lock.states[-1] == "Done", "it ends")
+    await eventually(lambda: lock.states[-1:] == ["Done"], "it ends")
     assert value.nbytes == large.task.nbytes - 128 or value.nbytes <= large.task.nbytes
     assert (record(large).bundled, record(large).result) == (True, None)
     assert type(worker.data[lock.task.key]).__name__ == "lock"
@@ -321,7 +321,7 @@ async def test_threads_of_a_worker_share_a_bundle(cluster: Cluster, gate: str) -
     made = cluster.submit_all([(hold, (gate, "long")), *((where, (n,)) for n in range(20))], kind="tiny")
     assert {await unit for unit in made[1:]} == {worker.address}
     assert made[0].states[-1] in ("Pending", "Running")
-    await eventually(lambda: made[0].states[-1] == "Running", "that is told")
+    await eventually(lambda: made[0].states[-1:] == ["Running"], "that is told")
     GATES[gate].set()
     assert await made[0] == "long"
 
@@ -390,7 +390,7 @@ async def test_a_worker_that_retires_loses_nothing(cluster: Cluster) -> None:
     first = await cluster.pilot("pc-1")
     await cluster.pilot("pc-2")
     made = cluster.submit_all([(crowded, (n,)) for n in range(200)], kind="tiny")
-    await eventually(lambda: made[0].future.key in cluster.scheduler.tasks and made[5].states[-1] == "Done", "some end")
+    await eventually(lambda: made[0].future.key in cluster.scheduler.tasks and made[5].states[-1:] == ["Done"], "some end")
     await cluster.client.retire_workers([first.address])
     for unit in made:
         await unit

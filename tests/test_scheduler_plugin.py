@@ -166,7 +166,7 @@ async def test_a_unit_that_waits_for_its_data_is_taken_back_and_one_that_runs_is
     cluster.plugin._recall([unit.id, "cu-gone"])
     assert (unit.task.state, unit.task.worker_restrictions, unit.states[-1]) == ("no-worker", None, "Pending")
     await cluster.pilot("pc-2")
-    await eventually(lambda: unit.states[-1] == "Running", "it runs")
+    await eventually(lambda: unit.states[-1:] == ["Running"], "it runs")
     cluster.plugin._recall([unit.id])
     assert unit.task.state == "processing"
     GATES[gate].set()
