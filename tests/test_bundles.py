@@ -390,7 +390,9 @@ async def test_a_worker_that_retires_loses_nothing(cluster: Cluster) -> None:
     first = await cluster.pilot("pc-1")
     await cluster.pilot("pc-2")
     made = cluster.submit_all([(crowded, (n,)) for n in range(200)], kind="tiny")
-    await eventually(lambda: made[0].future.key in cluster.scheduler.tasks and made[5].states[-1:] == ["Done"], "some end")
+    await eventually(
+        lambda: made[0].future.key in cluster.scheduler.tasks and made[5].states[-1:] == ["Done"], "some end"
+    )
     await cluster.client.retire_workers([first.address])
     for unit in made:
         await unit

@@ -422,3 +422,22 @@ async def test_many_units_through_few_slots_leave_nothing_behind(cluster: Cluste
     assert len(matcher) == 0
     assert [matcher.idle_slots(pilot) for pilot in ("pc-1", "pc-2")] == [2, 1]
     assert {str(record.life.state) for record in cluster.plugin.records.units.values()} == {"Done"}
+
+
+async def test_a_slot_is_free_after_a_cancel_though_plain_tasks_queued_when_the_last_pilot_left(
+    cluster: Cluster, gate: str
+) -> None:
+    first = await cluster.pilot("pc-1")
+    plain = cluster.client.map(hold, [gate] * 30, [f"plain {n}" for n in range(30)], pure=False)
+    await eventually(lambda: len(cluster.scheduler.queued) > 0, "Dask queues some")
+    GATES[gate].set()
+    await first.close()
+    await cluster.client.cancel(plain)
+    await eventually(lambda: not cluster.scheduler.queued, "they are gone")
+    GATES[gate].clear()
+    await cluster.pilot("pc-2")
+    held = cluster.submit(hold, gate, "held")
+    await eventually(lambda: "held" in RAN, "it runs")
+    await cluster.call("cancel_units", ids=[held.id])
+    GATES[gate].set()
+    assert await cluster.submit(units.same, 1) == 1

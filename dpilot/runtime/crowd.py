@@ -47,7 +47,7 @@ class Crowd:
 
     def has_room(self, worker: str) -> bool:
         """Whether a worker may take units."""
-        if not self._is_queueing and worker not in self._number:
+        if worker not in self._number and not adapter.is_queueing(self._scheduler):
             return True
         return worker in self._turns or not adapter.is_full(self._scheduler, worker)
 

@@ -23,7 +23,7 @@ from dpilot.errors import (
 from dpilot.runtime import adapter
 from dpilot.runtime.account import AccountCalls
 from dpilot.runtime.crowd import Crowd
-from dpilot.runtime.records import PilotRecord
+from dpilot.runtime.records import PilotRecord, UnitRecord
 from dpilot.states import State
 
 __all__ = ["PLUGIN", "PilotPlugin"]
@@ -89,7 +89,7 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
         """A task has changed its state."""
         record = self._unit_of.get(key)
         if record is None:
-            if self._pilot_at and self._crowd.moved(key, start, finish):
+            if self._crowd.moved(key, start, finish):
                 self._loop.call_soon(self._crowd.end_turns)  # after the matcher
             return
         worker = record.worker
@@ -115,6 +115,13 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
             self._unit_of.pop(key, None)
         if worker is not None and self._crowd:
             self._make_room(worker)
+
+    def unbound(self, record: UnitRecord) -> str | None:
+        """A unit has left its worker, which is returned: None if it was at none."""
+        worker = super().unbound(record)
+        if worker is not None and self._crowd:
+            self._loop.call_soon(self._make_room, worker)  # Dask has yet to take its task from there
+        return worker
 
     def _dask_cancels(self, keys: Iterable[Key]) -> None:
         """A client cancels futures; those that are units' are canceled as the units are."""
