@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from dpilot.placement.decision import Decision, Row, home_of, told
 from dpilot.placement.demand import Demand
+from dpilot.placement.estimates import LEAST_GAP_S
 from dpilot.placement.lines import Line, Queue, Waiting
 from dpilot.placement.places import Pilot, Place
 from dpilot.placement.policy import Policy
@@ -67,19 +68,27 @@ class Bindings(Demand):
         self._pilot_of[unit] = pilot
         if views:
             self.transit.begin(unit, views, pilot.site, now)
-        if views and self.transit.needs(unit):
+        if views:
             self._staging[unit] = waiting
-        elif not reservation.waits:
+        elif request.slots == 1 and pilot.slots.gap_s > LEAST_GAP_S and not reservation.waits:
+            self.begun.append((unit, request.kind, False))
+        if not reservation.waits and not (views and self.transit.needs(unit)):
             self.runtimes.begin(request.kind, unit, now)
         return Binding(unit, pilot.name, reservation.worker, Decision(unit, pilot.name, work_out=_work_out, seen=seen))
 
     def staged(self, unit: str) -> None:
-        """`unit`, which is bound, has its inputs: they are on no link any more."""
+        """`unit`, which is bound, has its inputs, and runs: they are on no link any more."""
         bound = self._staging.pop(unit, None)
         self._recalled.discard(unit)
+        came = self.transit.needs(unit)
         self.transit.end(unit)
-        if bound is not None:
-            self.runtimes.begin(bound.line.request.kind, unit, self.runtimes.now)
+        if bound is None:
+            return
+        kind = bound.line.request.kind
+        if came:
+            self.runtimes.begin(kind, unit, self.runtimes.now)
+        if bound.line.request.slots == 1 and self._pilot_of[unit].slots.gap_s > LEAST_GAP_S:
+            self.begun.append((unit, kind, True))
 
     def observe(self, kind: str, seconds: float) -> None:
         """A unit of `kind` has run for `seconds`.
@@ -91,7 +100,7 @@ class Bindings(Demand):
         self.runtimes.observe(kind, seconds)
         if is_first:
             bound += [unit for unit, waiting in self._staging.items() if waiting.line.request.kind == kind]
-            for unit in bound:
+            for unit in dict.fromkeys(bound):
                 pilot = self._pilot_of[unit]
                 pilot.slots.expect(unit, seconds)
                 self._changed[pilot] = None

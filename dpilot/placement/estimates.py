@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["RunTimes"]
+__all__ = ["LEAST_GAP_S", "RunTimes"]
 
 #: Weight of the newest observation in the moving averages.
 _WEIGHT = 0.3
 #: Where messages take no longer there and back, no unit is sent ahead.
-_LEAST_GAP_S = 0.02
+LEAST_GAP_S = 0.02
 
 
 class _Kind:
@@ -101,18 +101,23 @@ class RunTimes:
         return None if known is None else known.mean_s
 
     def follow_s(self, kind: str, gap_s: float) -> float | None:
-        """How long after a unit of `kind` the next one may be sent to its slot, in seconds; None: once it has ended.
+        """How long a unit of `kind` runs at least, if the next one may be sent to its slot so that it is there then.
+
+        None: the next one is sent once it has ended. What is sent must not wait for longer than messages take, for it
+        cannot go elsewhere meanwhile; so the end has to be known that well. Of a kind of which none has ended nothing
+        is known, but for long the next one does not wait there, either: see :mod:`~dpilot.placement.followers`.
 
         Parameters
         ----------
         kind : str
         gap_s : float
-            How long messages take to the slot's worker and back: so long it would stand idle. What is sent must not
-            wait for longer there, where it cannot go elsewhere: so the end has to be known that well.
+            How long messages take to the slot's worker and back: so long it would stand idle.
         """
-        known = self._kinds.get(kind)
-        if known is None or known.mean_s is None or gap_s <= _LEAST_GAP_S:
+        if gap_s <= LEAST_GAP_S:
             return None
+        known = self._kinds.get(kind)
+        if known is None or known.mean_s is None:
+            return 0.0
         early_s = 2 * known.deviation_s
         return known.mean_s - early_s if early_s <= gap_s < 2 * (known.mean_s - early_s) else None
 

@@ -37,13 +37,14 @@ class Fleet:
         self.in_flight_s = in_flight_s
         self._pilots: dict[str, Pilot] = {}
         self._pilot_of: dict[str, Pilot] = {}
-        self._staging: dict[str, Waiting] = {}  # units that are bound and wait for data
+        self._staging: dict[str, Waiting] = {}  # units that are bound and have yet to say that they have their inputs
         self._members: dict[str, frozenset[str]] = {}
         self._pools: dict[str, Pool] = {}
         self._direct: dict[str, Pool] = {}  # for units that were submitted to one pilot
         self._changed: dict[Pilot, None] = {}
         self._fresh: dict[Pilot, None] = {}  # those that may have room since it was last tried to fill it
-        self.left: list[str] = []  # units about to end, since it was last looked
+        self.begun: list[tuple[str, str, bool]] = []  # units, kinds, whether they run: since the last look
+        self.left: list[str] = []  # units about to end, likewise
         self._untold: dict[Line, None] = {}  # lines that may have other homes, and have yet to be given them
         self._marked: list[tuple[Waiting, int, Queue]] = []  # a heap: queues that something has happened to
 

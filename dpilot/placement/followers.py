@@ -1,4 +1,8 @@
-"""Units that were sent after others, and wait at their workers for these to end: asked back where that lasts."""
+"""Units that are sent after others, so that they are there when these end: asked back where they wait for too long.
+
+Where messages take long, a slot would stand idle from when a unit has ended until the next one has come, and has
+brought what it reads.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,10 @@ _LEAST_S = 0.05
 
 
 class Followers:
-    """Looks after units that should have ended by now, and those behind them.
+    """Says when units are about to end, so that the next ones can be sent, and looks after those that do not.
 
     What was sent after a unit that is late is asked back, so that it waits for the best slot again, as all others do.
+    So the next one may follow the first units of a kind, too, of which nobody knows how long they run.
 
     Parameters
     ----------
@@ -28,10 +33,42 @@ class Followers:
 
     def __init__(self, matcher: Bindings) -> None:
         self._matcher = matcher
+        self._ends: list[tuple[float, int, str]] = []  # a heap: when the next one may be sent after which unit
+        self._expected: dict[str, int] = {}  # unit -> the number of its entry there
+        self._count = 0
         self._looks: list[tuple[float, str]] = []  # a heap: when which unit is late
+
+    def send(self, now: float) -> None:
+        """Let the next ones be sent after the units that are about to end by now."""
+        matcher, ends = self._matcher, self._ends
+        while ends and ends[0][0] <= now:
+            _, number, unit = heapq.heappop(ends)
+            if self._expected.get(unit) == number:  # else it was bound anew since then
+                del self._expected[unit]
+                matcher.leave(unit)
+
+    def _expect(self, now: float) -> None:
+        """Work out when those will be about to end that have begun."""
+        matcher = self._matcher
+        for unit, kind, runs in matcher.begun:
+            pilot = matcher.pilot_of(unit)
+            if pilot is None:
+                continue
+            gap_s = pilot.slots.gap_s
+            run_s = matcher.runtimes.follow_s(kind, gap_s)
+            if run_s is None:
+                continue
+            # One that was bound just now ends half a gap later than that, for so long is its way, and that of the next
+            # one. One that says that it has its inputs began half a gap ago, and the next one has yet to bring its own.
+            wait_s = run_s - 2 * gap_s if runs else run_s or gap_s
+            self._count += 1
+            self._expected[unit] = self._count
+            heapq.heappush(self._ends, (now + max(0.0, wait_s), self._count, unit))
+        matcher.begun.clear()
 
     def look(self, now: float) -> list[str]:
         """Units that are to be taken back from their workers, if they have not begun by then."""
+        self._expect(now)
         matcher, looks, back = self._matcher, self._looks, list[str]()
         for unit in matcher.left:
             pilot = matcher.pilot_of(unit)
@@ -51,7 +88,7 @@ class Followers:
 
     def next_look(self) -> float | None:
         """When to look next; None: nothing is about to end."""
-        return self._looks[0][0] if self._looks else None
+        return min((heap[0][0] for heap in (self._ends, self._looks) if heap), default=None)
 
     @staticmethod
     def _late_s(gap_s: float) -> float:

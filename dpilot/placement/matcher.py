@@ -117,6 +117,7 @@ class Matcher(Bindings):
 
     def _match(self, bindings: list[Binding], now: float) -> Matching:
         self.runtimes.now = now
+        self._followers.send(now)
         recalls = self._reconsider(now)
         if recalls:
             return Matching(bindings, 0.0, (), recalls)
@@ -181,7 +182,7 @@ class Matcher(Bindings):
     @property
     def is_expecting(self) -> bool:
         """Whether there is something to be done at some time even if no unit waits and nothing happens."""
-        return bool(self.left or len(self.transit)) or self._followers.next_look() is not None
+        return bool(self.begun or self.left or len(self.transit)) or self._followers.next_look() is not None
 
     def _recheck_s(self, now: float, recheck_s: float | None) -> float | None:
         """When to look again, with transfers under way, and kinds of work of which nothing is known yet."""

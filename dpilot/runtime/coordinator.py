@@ -191,12 +191,15 @@ class Coordinator(Supply):
         Of one that follows another it is seen that they take no longer than it did.
         """
         if record.pilot is not None:
-            gap_s = max(0.0, time.time() - record.bound - took_s)
+            gap_s = time.time() - record.bound - took_s
             known_s = self._gap_s.get(record.pilot)
             if known_s is not None:
                 gap_s = min(gap_s, known_s if follows else known_s + 0.05 * (gap_s - known_s))
-            self._gap_s[record.pilot] = gap_s
-            self.matcher.set_gap(record.pilot, gap_s)
+            self._set_gap(record.pilot, gap_s)
+
+    def _set_gap(self, pilot: str, gap_s: float) -> None:
+        self._gap_s[pilot] = max(0.0, gap_s)
+        self.matcher.set_gap(pilot, self._gap_s[pilot])
 
     def _fail(self, record: UnitRecord, error: BaseException) -> None:
         """Have a unit fail, for a reason that lies outside of its work."""
@@ -297,7 +300,7 @@ class Coordinator(Supply):
             if not self._begun:
                 self._loop.call_later(_TELL_AFTER_S, self._tell_begun)
             self._begun.append((record, record.attempt, now))
-            self._bound(record, now)
+            record.bound = now
             self._announce(record, binding.pilot, binding.worker)
         if bound:
             adapter.bind(self.scheduler, bound, bundled)
@@ -351,18 +354,12 @@ class Coordinator(Supply):
             self.matcher.release(record.id)
             adapter.unbind(self.scheduler, [record.key])
 
-    def _bound(self, record: UnitRecord, now: float) -> None:
-        """Expect the end of a unit that was bound: the next one is sent so that it arrives just then."""
-        record.bound = now
-        follow_s = self.matcher.runtimes.follow_s(record.request.kind, self._gap_s.get(record.pilot or "", 0.0))
-        if follow_s is not None:
-            # It ends half a gap later, for the way to its worker takes that long; so does the way of the next one.
-            self._loop.call_later(follow_s, self._leaves, record, record.attempt)
-
-    def _leaves(self, record: UnitRecord, attempt: int) -> None:
-        if record.worker is not None and record.attempt == attempt:
-            self.matcher.leave(record.id)
-            self._match_soon()
+    def has_inputs(self, record: UnitRecord) -> None:
+        """A bound unit has its inputs, and runs."""
+        if record.pilot is not None and record.worker is not None and record.pilot not in self._gap_s:
+            self._set_gap(record.pilot, time.time() - record.bound - record.staged_s)
+        self.matcher.staged(record.id)
+        self._match_soon()
 
     def _announce(self, record: UnitRecord, pilot: str, worker: str) -> None:
         """Tell a worker where a unit's inputs are, and which GPUs are the unit's, ahead of the unit."""

@@ -264,7 +264,7 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
             self.advance(record, State.Staging, details["at"] - details["seconds"], pilot=record.pilot)
             self.advance(record, State.Running, details["at"])
             self._learn(record, details)
-            self.matcher.staged(record.id)
+            self.has_inputs(record)
         elif what == "overdue" and record.worker == worker:
             self._overdue(record, details["error"])
         elif what == "lost" and record.worker == worker:

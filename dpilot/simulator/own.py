@@ -5,7 +5,6 @@ All that the simulator knows of the matcher is in this module.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 
 from dpilot.placement import InputView, Links, Matcher, Policy, Request, Site
@@ -53,8 +52,6 @@ class Dpilot:
         self._where: list[dict[Site, None]] = [{} for _ in scenario.data]
         self._views: dict[str, InputView] = {}
         self.matcher.inputs = self._views
-        self._leaves: list[tuple[float, str]] = []  # a heap: when the next unit is sent after one
-        self._gap_s: dict[int, float] = {}  # by pilot: how long messages there and back take, once it was seen
         self._requests: dict[Request, Request] = {}  # equal ones are one object
 
     def pilot_expected(self, pilot: int) -> None:
@@ -85,16 +82,22 @@ class Dpilot:
     def staged(self, unit: int) -> None:
         """Nothing is on its way to it any more."""
         spec = self._units[unit]
-        if self.matcher.transit.needs(spec.id):
-            self.matcher.staged(spec.id)
+        pilot = self.matcher.pilot_of(spec.id)
+        if pilot is not None:
+            self._observe_gap(self._pilot_numbers[pilot.name])
+        self.matcher.staged(spec.id)
 
     def ended(self, unit: int, pilot: int, run_s: float) -> None:
         """Its slots are free, and something was learned of its kind."""
         spec = self._units[unit]
-        gap_s = self._gap_s[pilot] = 2 * self._pilots[pilot].delay_s
-        self.matcher.set_gap(self._pilots[pilot].id, gap_s)
+        self._observe_gap(pilot)
         self.matcher.release(spec.id)
         self.matcher.observe(spec.kind, run_s)
+
+    def _observe_gap(self, pilot: int) -> None:
+        """A message of a pilot's worker shows how long they take there and back."""
+        spec = self._pilots[pilot]
+        self.matcher.set_gap(spec.id, 2 * spec.delay_s)
 
     def lost(self, unit: int, pilot: int) -> None:
         """Its pilot has ended before it did."""
@@ -124,8 +127,6 @@ class Dpilot:
 
     def decide(self, now: float) -> Orders:
         """Ask the matcher."""
-        while self._leaves and self._leaves[0][0] <= now:
-            self.matcher.leave(heapq.heappop(self._leaves)[1])
         matching = self.matcher.match(now)
         bindings = []
         for binding in matching.bindings:
@@ -134,17 +135,7 @@ class Dpilot:
             held = tuple((int(worker), n) for worker, n in reservation.slots)
             number, pilot = self._unit_numbers[binding.unit], self._pilot_numbers[binding.pilot]
             bindings.append(Binding(number, pilot, held))
-            self._expect_end(number, pilot, now)
         copies = [Copy(self._data_numbers[copy.du], self._pilot_numbers[copy.pilot]) for copy in matching.copies]
-        rechecks = [] if matching.recheck_s is None else [matching.recheck_s]
-        rechecks += [max(0.0, at - now) for at, _ in self._leaves[:1]]
         recalls = [self._unit_numbers[unit] for unit in matching.recalls]
         returns = [self._unit_numbers[unit] for unit in matching.returns]
-        return Orders(bindings, copies, recalls, returns, min(rechecks, default=None))
-
-    def _expect_end(self, unit: int, pilot: int, now: float) -> None:
-        """Have the next unit sent so that it arrives just when this one may end, as the scheduler does."""
-        spec = self._units[unit]
-        follow_s = self.matcher.runtimes.follow_s(spec.kind, self._gap_s.get(pilot, 0.0))
-        if follow_s is not None:
-            heapq.heappush(self._leaves, (now + follow_s, spec.id))
+        return Orders(bindings, copies, recalls, returns, matching.recheck_s)

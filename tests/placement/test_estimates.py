@@ -36,7 +36,8 @@ def test_units_that_are_alike_are_known_after_the_first():
 
 def test_the_next_one_is_sent_ahead_only_where_the_end_is_known_well_enough():
     runtimes, gap_s = RunTimes(), 0.06
-    assert runtimes.follow_s("even", gap_s) is None
+    assert runtimes.follow_s("even", gap_s) == 0.0, "nothing is known, and the next one does not wait for long there"
+    assert runtimes.follow_s("even", 0.01) is None
     for _ in range(10):
         runtimes.observe("even", 1.0)
     assert runtimes.follow_s("even", gap_s) == 1.0

@@ -309,6 +309,62 @@ def test_a_unit_behind_one_that_does_not_end_is_taken_back_and_goes_elsewhere():
     assert bound(m, now + 1.0)["b"] != home
 
 
+def reads_at_home(m, gap_s, runs_s=None):
+    """A matcher with one slot and two units that have their data beside it, one of them bound."""
+    m.add_pilot("us", US, 1)
+    m.add_worker("us", "us-0", 1)
+    m.set_gap("us", gap_s)
+    if runs_s is not None:
+        m.runtimes.observe("", runs_s)
+    for unit in ("a", "b"):
+        submit(m, unit, **reads(m, "du", US, nbytes=MB))
+    assert bound(m) == {"a": "us"}
+
+
+def test_the_next_one_follows_the_first_of_a_kind_as_soon_as_that_has_its_data():
+    m = Matcher(Policy(Links(), 1.0))
+    reads_at_home(m, 0.1)
+    assert bound(m, 0.2) == {}
+    m.staged("a")
+    assert m.match(0.2).recheck_s == 0.0
+    assert bound(m, 0.2) == {"b": "us"}
+    m.staged("a")
+    assert m.match(5.0).returns == ["b"], "it takes long, as is seen by now"
+
+
+def test_the_next_one_is_sent_so_that_it_has_its_data_when_the_one_before_ends():
+    m = Matcher(Policy(Links(), 1.0))
+    reads_at_home(m, 0.1, runs_s=1.0)
+    m.staged("a")
+    assert round(m.match(0.5).recheck_s, 6) == 0.8
+    assert bound(m, 1.29) == {}
+    assert bound(m, 1.31) == {"b": "us"}
+
+
+def test_nothing_follows_where_messages_take_no_time():
+    m = Matcher(Policy(Links(), 1.0))
+    reads_at_home(m, 0.001)
+    m.staged("a")
+    for now in (0.5, 1.0, 10.0):
+        assert bound(m, now) == {}
+
+
+def test_a_unit_that_was_bound_anew_is_not_about_to_end_when_it_would_have_been():
+    m = Matcher(Policy(Links(), 1.0))
+    reads_at_home(m, 0.1, runs_s=1.0)
+    m.staged("a")
+    m.match(0.5)
+    m.release("a")
+    m.withdraw("b")
+    submit(m, "a", now=1.0, **reads(m, "du", US, nbytes=MB))
+    assert bound(m, 1.0) == {"a": "us"}
+    m.staged("a")
+    m.match(1.2)
+    submit(m, "b", now=1.3, **reads(m, "du", US, nbytes=MB))
+    assert bound(m, 1.4) == {}
+    assert bound(m, 2.1) == {"b": "us"}
+
+
 def test_a_unit_whose_turn_has_come_is_not_taken_back():
     m = lets_one_follow()
     m.release("a")
