@@ -179,14 +179,12 @@ async def test_a_unit_sent_after_one_that_does_not_end_is_given_back_and_runs_el
 ) -> None:
     await cluster.pilot("pc-1")
     matcher = cluster.plugin.matcher
-    matcher.set_gap("pc-1", 0.03)
+    cluster.plugin._set_gap("pc-1", 0.03)
     first = cluster.submit(hold, gate, "first")
     await eventually(lambda: RAN == ["first"], "it runs")
     second = cluster.submit(units.same, 2)
     await cluster.settled()
-    assert second.pilot is None
-    cluster.plugin._leaves(cluster.plugin.records.units[first.id], 1)
-    await eventually(lambda: second.pilot == "pc-1", "it is sent after the first")
+    await eventually(lambda: second.pilot == "pc-1", "it is sent after the first, whose kind nobody knows")
     await cluster.pilot("pc-2")
     assert await second == 2
     assert second.pilot == "pc-2"
