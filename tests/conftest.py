@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from hypothesis import settings
 from dpilot import ComputeDataService, PilotCompute, PilotComputeService, PilotData, PilotDataService
 
 pytest_plugins = ["tests.services", "tests.netns"]
+
+# What a shell starts in the background ignores interrupts, and so would all that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("dpilot", deadline=None)

@@ -36,6 +36,9 @@ __all__ = ["Follower", "Future", "Listener", "Session", "future_key"]
 
 logger = logging.getLogger(__name__)
 
+#: After how long a thread that waits looks again, by itself.
+_LOOK_S = 1.0
+
 
 class Follower(Protocol):
     """What follows an object on the scheduler: a handle."""
@@ -473,7 +476,16 @@ class Session:
                     left = None if deadline is None else deadline - time.monotonic()
                     if left is not None and left <= 0:
                         break
-                    thread.wait(left)
+                    try:
+                        # Not for ever: a signal that comes just before Python falls asleep does not wake it.
+                        thread.wait(_LOOK_S if left is None else min(left, _LOOK_S))
+                    except KeyboardInterrupt:
+                        # It may come when Python has let go of the lock, and would not take it again.
+                        try:
+                            thread.notify(0)
+                        except RuntimeError:
+                            self.changed.acquire()
+                        raise
                 else:
                     return
             finally:
