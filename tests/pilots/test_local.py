@@ -143,6 +143,19 @@ def test_workers_see_this_process_modules_and_configuration(
     assert client.submit(lambda: dask.config.get("dpilot.test-value")).result(timeout=LONG_S) == {"a": 1}
 
 
+def test_what_workers_do_all_the_time_they_do_less_often_unless_somebody_has_said_how_often(
+    client: Client, start: Start
+) -> None:
+    def intervals() -> list[str]:
+        keys = ("worker.profile.interval", "admin.tick.interval")
+        return [dask.config.get(f"distributed.{key}") for key in keys]
+
+    with dask.config.set({"distributed.admin.tick.interval": "30ms"}):
+        start(1)
+    assert client.submit(intervals).result(timeout=LONG_S) == ["50ms", "30ms"]
+    assert intervals() == ["10ms", "20ms"], "of plain Dask, here"
+
+
 def test_preloads_are_imported_before_the_workers_are_forked(client: Client, start: Start) -> None:
     start(1, preload=("colorsys",))
     assert client.submit(lambda: "colorsys" in sys.modules).result(timeout=LONG_S)
