@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import fsspec
 import obstore
 from botocore import UNSIGNED  # type: ignore[import-untyped]
-from fsspec.asyn import sync
+from fsspec.asyn import get_loop, sync
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
@@ -36,9 +38,11 @@ _WHOLE = 4 * _PIECE  # as one piece: each takes a change of threads
 _MAX_PARTS = 9_000  # S3 takes 10,000
 # Of an object of middling size that comes over a long way, each of several connections brings a share. Flows that begin
 # beside others on a full way may be starved for seconds: as measured all of four often are, all of eight hardly ever.
+# So the next object takes the same connections, which know how much the way carries, as those before it let go of them.
 _SHARE = 512 * 1024  # at least
 _SHARES = 8
 _NEAR_S = 0.01  # a server that answers sooner is so near that one connection is fast
+_MOST_ASKED = 3  # times, how soon it answers
 
 _VALID_S = 3600  # of a signed URL, with which a part is asked for at once
 
@@ -48,6 +52,7 @@ _AHEAD_OF_ALL = 12
 _ahead = threading.BoundedSemaphore(_AHEAD_OF_ALL)
 _SHARES_OF_ALL = 28
 _shared = threading.BoundedSemaphore(_SHARES_OF_ALL)  # shares beyond the first of their objects
+_QUICK = 4.0  # how many times as long as the server takes to answer a share takes while the way is not full
 
 # What we translate for obstore; with any other option, s3fs is used.
 _OPTIONS = frozenset({"anon", "client_kwargs", "endpoint_url", "key", "profile", "secret", "token"})
@@ -60,6 +65,7 @@ _RETRY: Any = {
 }
 
 
+_T = TypeVar("_T")
 #: What Python sees as bytes.
 Buffer: TypeAlias = Any
 
@@ -85,6 +91,33 @@ class _Clock:
             since = time.perf_counter()
 
 
+class _Lanes:
+    """Connections over a long way. Who finds all of them taken waits for one, in turn.
+
+    There is one more when who has waited for one is so quick then that the way cannot be full.
+    """
+
+    def __init__(self, quick_s: float) -> None:
+        self._quick_s = quick_s
+        self._free = asyncio.Semaphore(_SHARES)
+        self._more = _SHARES_OF_ALL - _SHARES
+
+    def submit(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> Future[_T]:
+        """Have a share brought, once there is a connection for it."""
+        return asyncio.run_coroutine_threadsafe(self._carry(work), get_loop())
+
+    async def _carry(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        waits = self._free.locked()
+        async with self._free:
+            began = time.perf_counter()
+            try:
+                return await work()
+            finally:
+                if waits and self._more and time.perf_counter() - began < self._quick_s:
+                    self._more -= 1
+                    self._free.release()
+
+
 class Bucket:
     """One bucket. Several threads may use it; other processes, also forked ones, must not."""
 
@@ -95,6 +128,7 @@ class Bucket:
         self._answers_s = answers_s
         self._sign = sign
         self._ca_bundle = ca_bundle
+        self._lanes = _Lanes(_QUICK * answers_s)
 
     def read(self, key: str, nbytes: int | None = None) -> Iterator[Buffer]:
         """The bytes of an object in pieces.
@@ -128,24 +162,26 @@ class Bucket:
                 yield from self._parts(key, plain, first.stream(_PIECE), range(_PART, size))
 
     def _at_once(self, key: str, shares: Sequence[range]) -> Iterator[Buffer]:
-        """An object of middling size: the first share as it comes, while further connections bring the others.
+        """An object of middling size, each share over another connection; those of another object come after it.
 
         Over a long way a connection begins slowly; and one that begins beside others on a full link may stay so slow
         that it takes ten times as long as they do.
         """
-        with ThreadPoolExecutor(len(shares), thread_name_prefix="dpilot-s3") as pool:
-            others = [pool.submit(self._part, key, share) for share in shares[1:]]
-            try:
-                first = obstore.get(self._store, key, options={"range": (0, shares[0].stop)})
-                if first.meta["size"] == shares[-1].stop:
-                    yield from first.stream(_PIECE)
-                    for other in others:
-                        yield from other.result()
-                    return
-            finally:
-                for other in others:
-                    other.cancel()
-                    _shared.release()
+        coming = [self._lanes.submit(partial(self._share, key, share)) for share in shares]
+        for further in coming[1:]:
+            further.add_done_callback(lambda _: _shared.release())
+        try:
+            for share in coming:
+                size, found = share.result()
+                if size != shares[-1].stop:
+                    break
+                for start in range(0, len(found), _PIECE):
+                    yield found[start : start + _PIECE]
+            else:
+                return
+        finally:
+            for share in coming:
+                share.cancel()
         yield from self.read(key)  # it is not what it was thought to be
 
     def _parts(self, key: str, plain: SignedObject, pieces: Iterable[Buffer], rest: range) -> Iterator[Buffer]:
@@ -182,8 +218,20 @@ class Bucket:
                     future.cancel()
                     _ahead.release()
 
+    def _get(self, key: str, part: range) -> obstore.GetResult:
+        return obstore.get(self._store, key, options={"range": (part.start, part.stop)})
+
     def _stream(self, key: str, part: range) -> Iterable[Buffer]:
-        return obstore.get(self._store, key, options={"range": (part.start, part.stop)}).stream(_PIECE)
+        return self._get(key, part).stream(_PIECE)
+
+    async def _share(self, key: str, part: range) -> tuple[int, memoryview]:
+        """How large an object is, and part of it.
+
+        What comes in small pieces, as over long ways, takes half as much of the processor like this as in a thread that
+        waits for it: obstore would wake that for every piece.
+        """
+        found = await obstore.get_async(self._store, key, options={"range": (part.start, part.stop)})
+        return found.meta["size"], memoryview(await found.bytes_async())
 
     def _part(self, key: str, part: range) -> list[Buffer]:
         return list(self._stream(key, part))
@@ -319,9 +367,7 @@ def _connect(name: str, fs: Any) -> Bucket | None:
     bundle = fs.session.get_config_variable("ca_bundle")
     # Also says whether the bucket is there, and where.
     headers = fs.call_s3("head_bucket", Bucket=name)["ResponseMetadata"]["HTTPHeaders"]
-    asked = time.perf_counter()
-    fs.call_s3("head_bucket", Bucket=name)  # now that there is a connection
-    answers_s = time.perf_counter() - asked
+    answers_s = _answers_s(lambda: fs.call_s3("head_bucket", Bucket=name))  # now that there is a connection
     region = headers.get("x-amz-bucket-region") or client.meta.region_name or "us-east-1"
     if _AWS.fullmatch(endpoint):
         endpoint = f"https://s3.{region}.amazonaws.com"
@@ -344,6 +390,18 @@ def _connect(name: str, fs: Any) -> Bucket | None:
     return Bucket(
         store, lambda key: str(fs.url(f"{name}/{key}", expires=_VALID_S)), answers_s, Path(bundle) if bundle else None
     )
+
+
+def _answers_s(ask: Callable[[], object]) -> float:
+    """How soon a server answers. The least of a few times: a busy machine makes any one of them look long."""
+    least_s = float("inf")
+    for _ in range(_MOST_ASKED):
+        asked = time.perf_counter()
+        ask()
+        least_s = min(least_s, time.perf_counter() - asked)
+        if least_s <= _NEAR_S:
+            break
+    return least_s
 
 
 class _Credentials:

@@ -10,12 +10,12 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from dpilot.data.location import Chunks, Location
+from dpilot.data.location import Chunks, Location, Pieces
 from dpilot.data.names import TEMPORARY
 
 __all__ = ["LocalLocation"]
@@ -78,14 +78,14 @@ class LocalLocation(Location):
         with self._new(0o444, exclusive=exclusive) as file:
             self._write(file, data)
 
-    def read(self, nbytes: int | None) -> Iterator[bytes | memoryview]:
+    def read(self, nbytes: int | None) -> Pieces:
         """The bytes of a file in pieces; each is valid until the next one is asked for."""
         with self.errors("read"):
             file = io.FileIO(self.path)
         with file:
             yield from self._pieces(file)
 
-    def _pieces(self, file: io.FileIO) -> Iterator[memoryview]:
+    def _pieces(self, file: io.FileIO) -> Pieces:
         """The rest of an open file of this path."""
         with _buffer() as view:
             while True:
@@ -121,10 +121,11 @@ class LocalLocation(Location):
             given = io.FileIO(source.path)
         with given, self._new(mode) as file:
             pieces = self._copied_at_once if nbytes <= _COPY else self._copied
-            for _ in seen(pieces(source, given, file)):
-                pass
+            with closing(pieces(source, given, file)) as copied:
+                for _ in seen(copied):
+                    pass
 
-    def _copied_at_once(self, source: LocalLocation, given: io.FileIO, file: io.FileIO) -> Iterator[memoryview]:
+    def _copied_at_once(self, source: LocalLocation, given: io.FileIO, file: io.FileIO) -> Pieces:
         """The pieces of a small file, once all of it has been copied."""
         start = 0
         while count := _copy(given, file):
@@ -132,7 +133,7 @@ class LocalLocation(Location):
             start += count
         yield from self._by_hand(source, given, file)
 
-    def _copied(self, source: LocalLocation, given: io.FileIO, file: io.FileIO) -> Iterator[memoryview]:
+    def _copied(self, source: LocalLocation, given: io.FileIO, file: io.FileIO) -> Pieces:
         """The pieces of a large file, each while further ones are copied."""
         start = 0
         with ThreadPoolExecutor(1, thread_name_prefix="dpilot-copy") as pool:
@@ -145,7 +146,7 @@ class LocalLocation(Location):
                     start += count
         yield from self._by_hand(source, given, file)
 
-    def _back(self, file: io.FileIO, start: int, nbytes: int) -> Iterator[memoryview]:
+    def _back(self, file: io.FileIO, start: int, nbytes: int) -> Pieces:
         """What has been written, in pieces."""
         end = start + nbytes
         with _buffer() as view:
@@ -157,7 +158,7 @@ class LocalLocation(Location):
                 yield view[:count]
                 start += count
 
-    def _by_hand(self, source: LocalLocation, given: io.FileIO, file: io.FileIO) -> Iterator[memoryview]:
+    def _by_hand(self, source: LocalLocation, given: io.FileIO, file: io.FileIO) -> Pieces:
         """What the kernel did not copy: nothing, or all from where it could not, and the reason as an error of ours."""
         for piece in source._pieces(given):
             self._write(file, piece)

@@ -10,8 +10,8 @@ import errno
 import io
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import chain
@@ -23,7 +23,7 @@ import fsspec
 from dpilot.data.retry import may_pass
 from dpilot.errors import PilotError, StoreError, StoreFullError
 
-__all__ = ["CHUNK", "CREDENTIALS", "SECRET_QUERY", "Chunks", "Location", "joined", "redacted"]
+__all__ = ["CHUNK", "CREDENTIALS", "SECRET_QUERY", "Chunks", "Location", "Pieces", "joined", "redacted"]
 
 #: Before the "@" of a URL: user:password (not host:port; a key may have slashes), or a lone key where no user name
 #: is ever meant. container@account of Azure and user@host of ssh are no secrets.
@@ -50,6 +50,8 @@ _SMALL = 256 * 1024 * 1024
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 Chunks = Iterable[bytes | memoryview]
+#: What is read of a file.
+Pieces = Generator[bytes | memoryview, None, None]
 
 
 def redacted(url: str) -> str:
@@ -203,8 +205,11 @@ class Location:
 
     # ------------------------------------------------------------------ streams
 
-    def read(self, nbytes: int | None) -> Iterator[bytes | memoryview]:
+    def read(self, nbytes: int | None) -> Pieces:
         """The bytes of a file in pieces; each is valid until the next one is asked for.
+
+        Whoever does not read to the end, for whatever reason, is to close it: there may be threads behind it, which the
+        garbage collector might end in the midst of anything.
 
         Parameters
         ----------
@@ -268,7 +273,8 @@ class Location:
         nbytes, mode
             As in :meth:`write`.
         """
-        self.write(seen(source.read(nbytes)), nbytes, mode=mode)
+        with closing(source.read(nbytes)) as pieces:
+            self.write(seen(pieces), nbytes, mode=mode)
 
     def open(self, mode: str = "rb") -> IO[Any]:
         """Open a file to be read: ``"rb"`` for bytes, ``"r"`` for text in UTF-8."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dpilot.data.location import CHUNK, Location
+from dpilot.data.location import CHUNK, Location, Pieces
 
 __all__ = ["OBJECT_STORES", "ObjectLocation"]
 
@@ -22,7 +21,7 @@ _MD5 = re.compile(r"[0-9a-f]{32}")
 class ObjectLocation(Location):
     """An object or prefix in a bucket."""
 
-    def read(self, nbytes: int | None) -> Iterator[bytes | memoryview]:
+    def read(self, nbytes: int | None) -> Pieces:
         """The bytes of a file in pieces; each is valid until the next one is asked for."""
         if not nbytes:
             yield from super(ObjectLocation, self).read(nbytes)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from dpilot.data.checksum import Hasher
-from dpilot.data.location import Location
+from dpilot.data.location import Location, Pieces
 from dpilot.data.manifest import FileEntry, Manifest, check_unit
 from dpilot.data.moves import MAX_TRANSFERS, OnBytes, Terms, each
 from dpilot.data.names import check_names
@@ -51,12 +52,13 @@ class _File(ReadOnlyLocation):
         """What a small file holds; None if there is no file."""
         return self.place.read_bytes()
 
-    def read(self, nbytes: int | None) -> Iterator[bytes | memoryview]:
+    def read(self, nbytes: int | None) -> Pieces:
         """The bytes of the file in pieces."""
         count = 0
-        for chunk in self.place.read(self.nbytes):
-            count += len(chunk)
-            yield chunk
+        with closing(self.place.read(self.nbytes)) as pieces:
+            for piece in pieces:
+                count += len(piece)
+                yield piece
         self._check(count)
 
     def read_range(self, start: int, nbytes: int) -> bytes | memoryview:
@@ -205,10 +207,11 @@ class Registered(Store):
             if source.nbytes is not None and not checksums:
                 return FileEntry(name, source.nbytes)
             hasher, count = Hasher(), 0
-            for chunk in source.location.read(None):
-                hasher.update(chunk)
-                count += len(chunk)
-                progress(len(chunk))
+            with closing(source.location.read(None)) as pieces:
+                for piece in pieces:
+                    hasher.update(piece)
+                    count += len(piece)
+                    progress(len(piece))
             return FileEntry(name, count, hasher.hexdigest())
 
         manifest = Manifest(du, tuple(each(enter, list(sources.items()), terms)), time.time())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 
-from dpilot.data.location import Chunks, joined
+from dpilot.data.location import Chunks, Pieces, joined
 from dpilot.data.objects import ObjectLocation
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class S3Location(ObjectLocation):
         options["use_listings_cache"] = False  # other processes write there too
         return fsspec.filesystem(self.protocol, **options)
 
-    def read(self, nbytes: int | None) -> Iterator[bytes | memoryview]:
+    def read(self, nbytes: int | None) -> Pieces:
         """The bytes of a file in pieces; each is valid until the next one is asked for."""
         bucket, key = self._bucket()
         if bucket is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 from dpilot.data.local import LocalLocation
@@ -284,11 +285,11 @@ def fetch(url: str, target: Path, *, on_bytes: OnBytes | None = None) -> int:
             raise StagingError(f"file_transfer {url!r} is {len(sources)} files; name one file")
         (source,) = sources.values()
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("xb") as file:
-            for chunk in source.location.read(None):
-                count += file.write(chunk)
+        with target.open("xb") as file, closing(source.location.read(None)) as pieces:
+            for piece in pieces:
+                count += file.write(piece)
                 if on_bytes is not None:
-                    on_bytes(len(chunk))
+                    on_bytes(len(piece))
     except FileExistsError:
         raise StagingError(f"file_transfer {url!r}: {str(target)!r} is there already; choose another target") from None
     except (OSError, DataError, DescriptionError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from dataclasses import dataclass
 
 from dpilot.data.checksum import Hasher
@@ -79,10 +80,11 @@ def verify(
         hasher, count = Hasher(), 0
         progress(0)
         try:
-            for chunk in unit.child(entry.name).read(entry.nbytes):
-                hasher.update(chunk)
-                count += len(chunk)
-                progress(len(chunk))
+            with closing(unit.child(entry.name).read(entry.nbytes)) as pieces:
+                for piece in pieces:
+                    hasher.update(piece)
+                    count += len(piece)
+                    progress(len(piece))
         except StoreError as error:
             if not error.transient:
                 return f"cannot be read: {error}"

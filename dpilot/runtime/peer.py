@@ -18,7 +18,7 @@ from typing import IO, Any, TypeVar
 from distributed.protocol.serialize import to_serialize
 
 from dpilot.data import Registered, Store
-from dpilot.data.location import Chunks, Location, joined
+from dpilot.data.location import Chunks, Location, Pieces, joined
 from dpilot.errors import PilotError, StoreError
 from dpilot.runtime.adapter import HANDLER
 from dpilot.runtime.places import Place
@@ -164,12 +164,12 @@ class PeerLocation(Location):
         data: memoryview = self._ask("read", "read", start=start, nbytes=nbytes)
         return data
 
-    def read(self, nbytes: int | None) -> Iterator[bytes | memoryview]:
+    def read(self, nbytes: int | None) -> Pieces:
         """The bytes of a file in pieces."""
         # One byte more than there should be, so that a file which is longer is seen to be.
         yield from self._pieces(0, None if nbytes is None else nbytes + 1)
 
-    def _pieces(self, start: int, stop: int | None) -> Iterator[memoryview]:
+    def _pieces(self, start: int, stop: int | None) -> Pieces:
         """The bytes of a file from `start`, as far as `stop` or its end, over several connections at once.
 
         One alone begins slowly over a long way, and may stay slow where others are on it.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from dpilot.data import Store, bucket
 from dpilot.data.s3 import S3Location
 from dpilot.data.signed import SignedObject
 from dpilot.errors import StoreError
+from tests.helpers import eventually
 from tests.services import S3
 
 pytestmark = pytest.mark.s3
@@ -56,7 +60,7 @@ def test_all_sizes_arrive(s3: S3, monkeypatch: pytest.MonkeyPatch, size: int, fa
     for thought in (size, None, size + 7, max(size - 7, 1)):
         assert b"".join(map(bytes, target.read(thought))) == data
     assert bucket._ahead._value == bucket._AHEAD_OF_ALL
-    assert bucket._shared._value == bucket._SHARES_OF_ALL
+    eventually(lambda: bucket._shared._value == bucket._SHARES_OF_ALL, "all shares have ended")
 
 
 def test_a_reader_that_stops_early_gives_back_its_parts(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,16 +84,20 @@ def test_several_connections_bring_an_object_of_middling_size(s3: S3, monkeypatc
     found, key = target._bucket()
     assert found is not None
     asked: list[range] = []
-    part = bucket.Bucket._part
+    bring = bucket.Bucket._share
 
-    def noted(self: bucket.Bucket, key: str, share: range) -> list[Any]:
+    def noted(self: bucket.Bucket, key: str, share: range) -> tuple[int, list[Any]]:
         asked.append(share)
-        return part(self, key, share)
+        return bring(self, key, share)
 
-    monkeypatch.setattr(bucket.Bucket, "_part", noted)
+    monkeypatch.setattr(bucket.Bucket, "_share", noted)
     assert b"".join(map(bytes, found.read(key, nbytes))) == LARGE[:nbytes]
     third = nbytes // 3
-    assert sorted(asked, key=lambda share: share.start) == [range(third, 2 * third), range(2 * third, nbytes)]
+    assert sorted(asked, key=lambda share: share.start) == [
+        range(third),
+        range(third, 2 * third),
+        range(2 * third, nbytes),
+    ]
     # Not from a server that is near, nor where other files have taken the connections.
     asked.clear()
     found._answers_s = 0
@@ -104,6 +112,27 @@ def test_several_connections_bring_an_object_of_middling_size(s3: S3, monkeypatc
         for _ in range(bucket._SHARES_OF_ALL):
             bucket._shared.release()
     assert asked == []
+
+
+@pytest.mark.parametrize("quick_s", [0.0, math.inf])
+def test_connections_are_as_many_as_the_way_makes_use_of(quick_s: float) -> None:
+    """A second object takes those of the first, one after the other, unless what it brings is quick."""
+    lanes, under_way, counts, order = bucket._Lanes(quick_s), set[int](), list[int](), list[int]()
+
+    async def bring(number: int) -> None:
+        under_way.add(number)
+        counts.append(len(under_way))
+        order.append(number)
+        await asyncio.sleep(0.01)  # others begin meanwhile, if they may
+        under_way.remove(number)
+
+    for coming in [lanes.submit(partial(bring, number)) for number in range(20 * bucket._SHARES)]:
+        coming.result()
+    assert order == sorted(order)
+    if quick_s:
+        assert bucket._SHARES < max(counts) <= bucket._SHARES_OF_ALL
+    else:
+        assert max(counts) == bucket._SHARES
 
 
 def test_a_connection_that_breaks_is_taken_up_where_it_broke(s3: S3) -> None:
@@ -187,6 +216,24 @@ def test_it_is_used_where_all_options_can_be_told(s3: S3, monkeypatch: pytest.Mo
     # In a process that was forked from one which has used it, it would wait for ever.
     monkeypatch.setattr(bucket, "_pid", [1])
     assert used(**rest, **known) is False
+
+
+@pytest.mark.parametrize(
+    ("waits", "soonest", "asked"), [([0.05, 0.001, 0.04], 0.001, 2), ([0.05, 0.02, 0.03, 0.001], 0.02, 3)]
+)
+def test_how_near_a_server_is_tells_the_soonest_of_three_answers(
+    monkeypatch: pytest.MonkeyPatch, waits: list[float], soonest: float, asked: int
+) -> None:
+    clock = [0.0]
+
+    def ask() -> None:
+        clock.append(clock[-1] + waits[len(clock) - 1])
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[-1])
+    answers_s = bucket._answers_s(ask)
+    monkeypatch.undo()
+    assert answers_s == pytest.approx(soonest)
+    assert len(clock) - 1 == asked, "once it is known to be near, it is not asked again"
 
 
 def test_a_failed_upload_leaves_nothing(s3: S3) -> None:

@@ -77,6 +77,22 @@ def test_a_source_that_changes_is_named(
     assert left(store) == set()
 
 
+def test_no_thread_is_left_to_the_garbage_collector(make_store: MakeStore, tmp_path: Path) -> None:
+    """It may come when a thread is being started, which waits for ever if another one is to be joined then."""
+
+    def stop() -> None:
+        raise ArithmeticError
+
+    found = sources(tmp_path / "in", {"a": LARGE})
+    store = make_store()
+    before = set(threading.enumerate())
+    with pytest.raises(ArithmeticError) as caught:
+        upload(found, store, DU, on_bytes=Once(stop))
+    more = [thread.name for thread in threading.enumerate() if thread not in before]
+    assert caught.traceback  # has the frames, and what they read from
+    assert not [name for name in more if name.startswith("dpilot-")]
+
+
 def test_a_source_that_has_grown_since_it_was_found_is_refused(store: Store, tmp_path: Path) -> None:
     found = sources(tmp_path / "in", {"a": b"1"})
     append(tmp_path / "in" / "a")

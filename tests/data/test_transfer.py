@@ -267,7 +267,7 @@ def test_files_of_one_machine_are_copied_by_the_kernel_as_far_as_it_can(
         assert sum(counts) == 2 * nbytes
     two.remove("du-1")
     counts.clear()
-    plant(one, "du-1", "a", b"0" * nbytes)
+    plant(one, "du-1", "a", bytes([files["a"][0] ^ 1]) + files["a"][1:])
     with pytest.raises(ChecksumError, match="checksum"):
         copy_unit(one, two, manifest)
     assert left(two) == set()
