@@ -1,7 +1,7 @@
 """dpilot as a driver of a multi-site harness: its scheduler at home, one pilot and one store at each site.
 
-The harness gives ``ctx`` (the sites with their S3 servers, the data units, the compute units) and ``wantask``, which is
-what a unit computes; see its README. The data units are put into dpilot's stores before the clock starts.
+The harness gives ``ctx`` (the sites with their S3 servers, the data units, the compute units); see its README. The data
+units are put into dpilot's stores before the clock starts.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from urllib.parse import SplitResult
 
 import dask
 import s3fs
-import wantask  # beside the harness
+from wan_unit import look, work  # beside this file
 
-from dpilot import ComputeDataService, PilotComputeService, PilotDataService, StagedData
+from dpilot import ComputeDataService, PilotComputeService, PilotDataService
 from dpilot.pilots.launcher import Command, LaunchRequest, register_launcher
 from dpilot.pilots.local import LocalLauncher
 
@@ -37,11 +37,6 @@ class SiteLauncher(LocalLauncher):
         return Command((*_AT[self.url.netloc], *command.arguments), command.environment)
 
 
-def work(unit: dict[str, Any], inputs: list[StagedData]) -> Any:
-    """One compute unit of the harness."""
-    return wantask.compute(unit, [Path(*data.files.values()).read_bytes() for data in inputs])
-
-
 def setup(ctx: dict[str, Any]) -> Any:
     dask.config.set({"dpilot.scheduler.host": ctx["home"]["ip"], "dpilot.scheduler.dashboard-address": None})
     sys.modules.setdefault(SiteLauncher.__module__, sys.modules[__name__])
@@ -49,7 +44,7 @@ def setup(ctx: dict[str, Any]) -> Any:
     compute, data, service = PilotComputeService(), PilotDataService(), ComputeDataService()
     service.add_pilot_compute_service(compute)
     service.add_pilot_data_service(data)
-    units = {}
+    units, pilots, stores = {}, [], []
     for site in ctx["sites"]:
         name, s3 = site["name"], site["s3"]
         here = {"affinity_datacenter_label": name, "affinity_machine_label": name}
@@ -62,8 +57,9 @@ def setup(ctx: dict[str, Any]) -> Any:
                 "number_of_processes": site["slots"],
                 "working_directory": directory,
             }
-            compute.create_pilot(pilot | here)
+            pilots.append(compute.create_pilot(pilot | here))
         store = data.create_pilot({"service_url": f"s3://{s3['scratch']}/dpilot", "storage_options": options, **here})
+        stores.append(store)
         source = Path(ctx["tmp"]) / "source"
         source.mkdir(exist_ok=True)
         for unit in ctx["units"]:
@@ -73,6 +69,23 @@ def setup(ctx: dict[str, Any]) -> Any:
     for unit in units.values():
         assert unit.wait(120) == "Running", unit.exception()
     compute.wait_running(60)
+    # Workers connect to stores when they join. That takes a while, and the same whoever schedules: see to it that it is
+    # done, as the harness's own driver does, with a small file of each store for each worker.
+    small = source / "small"
+    small.write_text("small")
+    looks = [
+        pilot.submit_compute_unit(
+            {
+                "executable": look,
+                "args": ([store.submit_data_unit({"file_urls": [str(small)]}) for store in stores],),
+                "name": "look",
+            }
+        )
+        for pilot in pilots
+        for _ in range(pilot.slots)
+    ]
+    for unit in looks:
+        unit.result()
     return compute, data, service, units
 
 
