@@ -412,6 +412,7 @@ async def test_anything_at_any_time(cluster: Cluster) -> None:
     matcher.runtimes.observe("tiny", 0.001)
     alive: dict[str, Worker] = {}
     made: list[Unit] = []
+    let_go: set[str] = set()  # whose futures somebody has canceled, perhaps when they had failed already
     plain: list[Any] = []
     RAN.clear()
 
@@ -455,6 +456,7 @@ async def test_anything_at_any_time(cluster: Cluster) -> None:
         if rng.random() < 0.5:
             await cluster.call("cancel_units", ids=[unit.id for unit in some])
         else:
+            let_go.update(unit.id for unit in some)
             await cluster.client.cancel([unit.future for unit in some])
 
     async def others() -> None:
@@ -471,6 +473,9 @@ async def test_anything_at_any_time(cluster: Cluster) -> None:
         await step()
         if rng.random() < 0.5:
             await asyncio.sleep(rng.random() * 0.02)
+    made.append(cluster.submit(_brief, 0, "nowhere", site=Site("nowhere"), require=True))
+    await cluster.settled()
+    await cluster.call("cancel_units", ids=[made[-1].id])  # all others that were canceled may have ended by then
     for site in ("eu", "us"):
         id = f"pc-last-{site}"
         alive[id] = await cluster.pilot(id, 3, Site(site))
@@ -487,5 +492,5 @@ async def test_anything_at_any_time(cluster: Cluster) -> None:
     assert found == {"Done", "Failed", "Canceled"}
     for unit in made:
         if unit.states[-1] == "Failed":
-            with pytest.raises(ArithmeticError):
+            with pytest.raises((ArithmeticError, CancelledError) if unit.id in let_go else ArithmeticError):
                 await unit

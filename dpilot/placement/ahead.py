@@ -4,14 +4,15 @@ Two kinds of lines have their data brought. Those that have some of it nowhere n
 that is swamped are *sent* to another place, where they would end before the last one at home would: the lines with the
 fewest bytes for each unit go first. A data unit goes to a machine once, and what is on its way counts as there.
 
-Few transfers at a time share a way: as many as fill it, so that the first ones come soon, and where to send the next
-ones is decided late, with what was learned by then.
+One transfer follows the other on a way, so that the first ones come soon, and where to send the next ones is decided
+late, with what was learned by then.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from math import ceil, inf
 from typing import NamedTuple
@@ -31,8 +32,15 @@ _MOST_COMPARED, _LEAST_COMPARED = 32, 2
 _FEW_WAITING = 1000
 #: How many of the readers of a data unit, of the datacenters, and of the pilots in one, are looked at.
 _MOST_READERS, _MOST_ZONES, _MOST_PILOTS = 32, 8, 4
-#: How many of the longest queues are looked at.
-_MOST_QUEUES = 4
+#: What a second of the ways, for each unit that it serves, counts beside one of waiting at a place: all that is to be
+#: moved yet waits for the ways.
+_WEIGHT_OF_WAYS = 4.0
+#: Among the lines for so many combinations of ways it is worked out how most of them are served at once.
+_MOST_WEIGHED = 12
+#: A way counts as free when so little of the time that it takes is missing.
+_SOON = 0.1
+#: How many of the longest queues, and how many lines of each, are looked at.
+_MOST_QUEUES, _MOST_MOVABLE = 4, 4
 
 
 class Copying(NamedTuple):
@@ -50,6 +58,18 @@ class _Option(NamedTuple):
     place: Place
     missing: list[InputView]
     stage_s: float
+
+
+class _Choice(NamedTuple):
+    """A line that may be served now."""
+
+    rank: float
+    option: _Option
+    line: Line
+
+
+#: What may be brought at once, by the ways that it takes.
+_ByWays = list[tuple[frozenset[tuple[str, str | None]], _Choice]]
 
 
 class Ahead:
@@ -70,67 +90,126 @@ class Ahead:
         """What is to be brought from now on; `is_idle`: a slot is free that nobody takes."""
         matcher = self._matcher
         if len(matcher) > _FEW_WAITING and not is_idle:
-            seen = (matcher.transit.ended, matcher.policy.links.version, len(matcher).bit_length())
-            if seen == self._seen:
+            seen = (matcher.transit.freed, matcher.policy.links.version, len(matcher).bit_length())
+            if seen == self._seen and (self.next_at is None or now < self.next_at):
                 return []
             self._seen = seen
         copies: list[Copying] = []
         self.next_at = None
         for pool in matcher.pools:
-            if len(pool.zones) > 1 or pool.wanting:
-                self._bring_wanted(pool, copies, now)
+            if (len(pool.zones) > 1 or pool.wanting) and self._has_way(pool, now):
+                self._see_to(pool, copies, now)
                 self._send(pool, copies, now)
         return copies
 
+    def _has_way(self, pool: Pool, now: float) -> bool:
+        """Whether there is room on any way into the datacenters of a pool; if it is only too soon, till when."""
+        links, soonest = self._matcher.policy.links, inf
+        for zone in pool.zones.values():
+            at = links.way_in_at(zone.site)
+            if at is not None:
+                soonest = min(soonest, at)
+                if at <= now:
+                    return True
+        if soonest < inf:
+            self._try_at(soonest)
+        return not pool.zones
+
+    def _try_at(self, at: float) -> None:
+        """More could be brought then, though nothing happens."""
+        if self.next_at is None or at < self.next_at:
+            self.next_at = at
+
     # -- lines that lack some of their data
+
+    def _see_to(self, pool: Pool, copies: list[Copying], now: float) -> None:
+        """Bring what lines of a pool want, unless nothing has changed since there was no way for any of it."""
+        matcher = self._matcher
+        moment = matcher.transit.freed, matcher.policy.links.version, pool.version, len(pool.wanting)
+        seen, until = pool.seen_to
+        if seen != moment or (until is not None and now >= until):
+            before, self.next_at = self.next_at, None
+            self._bring_wanted(pool, copies, now)
+            until, self.next_at = self.next_at, before
+            pool.seen_to = (*moment[:3], len(pool.wanting)), until
+        if until is not None:
+            self._try_at(until)
 
     def _bring_wanted(self, pool: Pool, copies: list[Copying], now: float) -> None:
         wanting = pool.wanting
         most = _MOST_COMPARED if len(wanting) <= _FEW_WAITING else _LEAST_COMPARED
         while wanting:
             aside: list[tuple[float, float, int, Line]] = []
-            best: tuple[float, float, int, Line, _Option] | None = None
+            choices: list[_Choice] = []
             while wanting and len(aside) < most:
                 entry = heapq.heappop(wanting)
                 line = entry[3]
                 if not line.length or not line.is_coming or line.is_asked:
                     continue
-                option = self._option(line, now)
-                if option is None:
-                    aside.append(entry)
-                elif not option.missing:
+                options = self._options(line, now)
+                if options and not options[0].missing:
                     line.is_asked = True  # it is on its way
                     if line.target is None:
-                        self._settle(line, option.place, now)
-                else:
-                    aside.append(entry)
-                    if best is None or (entry[0], option.score) < best[:2]:
-                        best = entry[0], option.score, entry[2], line, option
+                        self._settle(line, options[0].place, now)
+                    continue
+                aside.append(entry)
+                choices += [
+                    _Choice(entry[0], option, line)
+                    for option in options
+                    if option.score <= options[0].score + options[0].stage_s / 2
+                    and self._has_room(option.missing, option.place.site, now)
+                ]
+            chosen = self._at_once(choices)
             for entry in aside:
-                if best is None or entry[3] is not best[3]:
+                if entry[3] not in chosen:
                     heapq.heappush(wanting, entry)
-            if best is None:
+            if not chosen:
                 return
-            self._bring(best[3], best[4], copies, now)
-            best[3].is_asked = True
+            for line, option in chosen.items():
+                self._bring(line, option, copies, now)
+                line.is_asked = True
 
-    def _option(self, line: Line, now: float) -> _Option | None:
-        """The best place for a line that lacks data, if what is missing there can be brought there now."""
+    def _options(self, line: Line, now: float) -> list[_Option]:
+        """The places for a line that lacks data, the best first."""
         matcher = self._matcher
         views = matcher.views(line.request)
-        best: _Option | None = None
+        options = []
         for place in self._places(line):
             missing = self._missing(views, place.site)
-            if missing is None:
-                continue
-            stage_s = self._stage_s(missing, place.site)
-            served = self._served(line, missing, place)
-            score = stage_s / max(1, served) + self._tail_s(place, line, now)
-            if best is None or score < best.score:
-                best = _Option(score, place, missing, stage_s)
-        if best is not None and not self._has_room(best.missing, best.place.site, now):
-            return None
-        return best
+            if missing is not None:
+                stage_s = self._stage_s(missing, place.site)
+                served = self._served(line, missing, place)
+                alone_s = sum(view.stage_s(place.site, matcher.policy.links, alone=True) for view in missing)
+                cost_s = (_WEIGHT_OF_WAYS * alone_s + stage_s) / max(1, served)
+                score = cost_s + self._tail_s(place, line, now)
+                options.append(_Option(score, place, missing, stage_s))
+        options.sort(key=lambda option: option.score)
+        return options
+
+    def _at_once(self, choices: list[_Choice]) -> dict[Line, _Option]:
+        """As many as share no way, of the highest priority, and of as many the best.
+
+        The best alone may take one way each that others need: between three datacenters, there and back leaves the
+        third with nothing to do.
+        """
+        links = self._matcher.policy.links
+        first = min((choice.rank for choice in choices), default=0.0)
+        by_ways: dict[frozenset[tuple[str, str | None]], _Choice] = {}
+        for choice in choices:
+            if choice.rank == first:
+                site = choice.option.place.site
+                sources = (view.source(site, links) for view in choice.option.missing)
+                ways = frozenset(
+                    [
+                        ("to", site.datacenter),
+                        *(("from", source.datacenter) for source in sources if source is not None),
+                    ]
+                )
+                if ways not in by_ways or choice.option.score < by_ways[ways].option.score:
+                    by_ways[ways] = choice
+        ranked = sorted(by_ways.items(), key=lambda item: (item[1].option.score, item[1].line.number))
+        chosen = _most_apart(ranked) if len(ranked) <= _MOST_WEIGHED else _greedy(ranked)
+        return {choice.line: choice.option for choice in chosen}
 
     def _places(self, line: Line) -> Iterator[Place]:
         """Machines to which the data of a line may be brought."""
@@ -176,12 +255,17 @@ class Ahead:
     def _has_room(self, missing: Sequence[InputView], site: Site, now: float) -> bool:
         """Whether the ways of some data units to a site have room for them now; if only it is too soon, till when."""
         links = self._matcher.policy.links
-        sources = [source for view in missing if (source := view.source(site, links)) is not None]
-        if not all(links.has_room(source, site) for source in sources):
-            return False
-        next_at = max((links.next_at(source, site) for source in sources), default=0.0)
-        if next_at > now and (self.next_at is None or next_at < self.next_at):
-            self.next_at = next_at
+        sources = [(source, view) for view in missing if (source := view.source(site, links)) is not None]
+        next_at = 0.0
+        for source, view in sources:
+            at = links.room_at(source, site, view.nbytes, view.n_files)
+            if at is None:
+                return False
+            # Ways are free at about the same time: who waits for the last one has more to choose from.
+            soon_s = _SOON * links.transfer_s(source, site, view.nbytes, view.n_files, alone=True)
+            next_at = max(next_at, at - soon_s)
+        if next_at > now:
+            self._try_at(next_at)
         return next_at <= now
 
     def _stage_s(self, views: Sequence[InputView], site: Site) -> float:
@@ -231,8 +315,8 @@ class Ahead:
             if queue.key_s != -entry[0]:
                 heapq.heappop(busy)
                 continue
-            head = queue.lightest()
-            if head is None:
+            lines = queue.movable(_MOST_MOVABLE)
+            if not lines:
                 heapq.heappop(busy)
                 queue.key_s = None
                 continue
@@ -242,32 +326,36 @@ class Ahead:
                 heapq.heapreplace(busy, (-tail_s, queue.number, queue))
                 if busy[0][2] is not queue:
                     continue
-            if not self._send_one(head.line, queue, copies, now):
+            if not any(self._send_one(line, copies, now) for line in lines):
                 aside.append(heapq.heappop(busy))
         for entry in aside:
             heapq.heappush(busy, entry)
 
-    def _send_one(self, line: Line, queue: Queue, copies: list[Copying], now: float) -> bool:
-        """Send a line to where it would end before the last one of its queue does at home. Returns whether it was."""
-        matcher, home = self._matcher, queue.place
+    def _send_one(self, line: Line, copies: list[Copying], now: float) -> bool:
+        """Send a line to where it would end before the last one that waits at its home. Returns whether it was."""
+        matcher = self._matcher
         if line.is_late or not line.request.inputs or line.need.slots != 1:
             return False
         views = matcher.views(line.request)
         run_s = matcher.runtimes.shown_s(line.request.kind, now)
-        home_s = matcher.policy.label_s(line.request, home.site)
-        tail_s = self._tail_s(home, line, now) + home_s
+        label_s = partial(matcher.policy.label_s, line.request)
+        homes = [queue.place for queue in line.queues]  # it waits for the one that is free first
+        tail_s = min(self._tail_s(place, line, now) + label_s(place.site) for place in homes)
+        away_s = line.pool.away_s(matcher.runtimes)
         best: _Option | None = None
+        least = inf
         for zone in islice(line.pool.zones.values(), _MOST_ZONES):
             place = self._machine(zone, line)
-            if place is None or place is home or not is_far(views, place.site):
+            if place is None or place in homes or not is_far(views, place.site):
                 continue
             missing = self._missing(views, place.site)
             if not missing or not self._has_room(missing, place.site, now):
                 continue
-            stage_s = self._stage_s(missing, place.site) + matcher.policy.label_s(line.request, place.site)
-            begins_s = max(stage_s, self._tail_s(place, line, now))
-            if best is None or begins_s < best.score:
-                best = _Option(begins_s, place, missing, stage_s)
+            stage_s = self._stage_s(missing, place.site) + label_s(place.site)
+            free_s = self._tail_s(place, line, now) + away_s
+            begins_s = max(stage_s, free_s)
+            if (order := begins_s + free_s / 10) < least:  # of about equal ones, that which has less to do until then
+                best, least = _Option(begins_s, place, missing, stage_s), order
         if best is None:
             return False
         least_s = max(run_s, best.stage_s) / 2  # what it has to bring, for it is a guess
@@ -282,11 +370,7 @@ class Ahead:
     def _bring(self, line: Line, option: _Option, copies: list[Copying], now: float, goes: bool = True) -> None:
         carrier = _carrier(option.place)
         assert carrier is not None, f"{option.place.site} was chosen and has no workers"
-        links = self._matcher.policy.links
         for view in option.missing:
-            source = view.source(option.place.site, links)
-            assert source is not None, f"{view.id} was to be brought and is nowhere"
-            links.space(source, option.place.site, now, view.stage_s(option.place.site, links))
             self._matcher.transit.begin_copy(view, option.place.site, now)
             copies.append(Copying(view.id, carrier.name, option.place.site))
         if goes and line.queues[0].place is not option.place:
@@ -302,3 +386,30 @@ class Ahead:
 def _carrier(place: Place) -> Pilot | None:
     """A pilot of a machine whose workers can bring something there."""
     return next((pilot for pilot in place.pilots.values() if pilot.slots.open), None)
+
+
+def _greedy(ranked: _ByWays) -> list[_Choice]:
+    taken: set[object] = set()
+    chosen = []
+    for ways, choice in ranked:
+        if not taken & ways and choice.line not in taken:
+            taken |= {*ways, choice.line}
+            chosen.append(choice)
+    return chosen
+
+
+def _most_apart(ranked: _ByWays) -> list[_Choice]:
+    """The most that share no way, of as many those with the least sum of scores."""
+    best: tuple[int, float, list[_Choice]] = 0, 0.0, []
+
+    def extend(number: int, taken: frozenset[object], score: float, chosen: list[_Choice]) -> None:
+        nonlocal best
+        if (-len(chosen), score) < (-best[0], best[1]):
+            best = len(chosen), score, chosen
+        for later in range(number, len(ranked)):
+            ways, choice = ranked[later]
+            if not taken & ways and choice.line not in taken:
+                extend(later + 1, taken | ways | {choice.line}, score + choice.option.score, [*chosen, choice])
+
+    extend(0, frozenset(), 0.0, [])
+    return best[2]

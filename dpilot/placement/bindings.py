@@ -13,6 +13,7 @@ from dpilot.placement.lines import Line, Queue, Waiting
 from dpilot.placement.places import Pilot, Place
 from dpilot.placement.policy import Policy
 from dpilot.placement.views import InputView, PilotView, Request
+from dpilot.placement.ways import WEIGHT
 
 __all__ = ["Binding", "Bindings"]
 
@@ -76,18 +77,22 @@ class Bindings(Demand):
             self.runtimes.begin(request.kind, unit, now)
         return Binding(unit, pilot.name, reservation.worker, Decision(unit, pilot.name, work_out=_work_out, seen=seen))
 
-    def staged(self, unit: str) -> None:
-        """`unit`, which is bound, has its inputs, and runs: they are on no link any more."""
+    def staged(self, unit: str, brought_s: float = 0.0) -> None:
+        """`unit`, which is bound, has its inputs, and runs: they are on no link any more.
+
+        Bringing them took `brought_s` seconds, if they were not there.
+        """
         bound = self._staging.pop(unit, None)
         self._recalled.discard(unit)
         came = self.transit.needs(unit)
         self.transit.end(unit)
         if bound is None:
             return
-        kind = bound.line.request.kind
+        kind, slots = bound.line.request.kind, self._pilot_of[unit].slots
+        slots.bring_s += WEIGHT * (brought_s - slots.bring_s) if slots.bring_s else brought_s
         if came:
             self.runtimes.begin(kind, unit, self.runtimes.now)
-        if bound.line.request.slots == 1 and self._pilot_of[unit].slots.gap_s > LEAST_GAP_S:
+        if bound.line.request.slots == 1 and slots.gap_s > LEAST_GAP_S:
             self.begun.append((unit, kind, True))
 
     def observe(self, kind: str, seconds: float) -> None:

@@ -23,6 +23,8 @@ __all__ = ["Demand"]
 
 #: How many lines are told at once of a replica.
 _MOST_TOLD = 64
+#: Units that were submitted so much later, in seconds, may be run before others, if they read what was just read.
+_TOGETHER_S = 5.0
 #: From so many queues on a place forgets those that are empty.
 _MANY_QUEUES = 32
 
@@ -86,6 +88,32 @@ class Demand(Fleet):
             self.mark(queue)
         if grown and line.is_coming:
             self._want(line, waiting)
+
+    def keep_together(self, line: Line, before: Waiting) -> None:
+        """Have the first unit of a line follow one of its units that was bound at home, if it should.
+
+        Where data is brought to other places, the more units it is brought for the better. So those that read what few
+        others do any more are run at home, ahead of what is worth more elsewhere. None is overtaken by one that was
+        submitted long after it.
+        """
+        head, queue = line.head(), line.queues[0] if line.queues else None
+        if head is None or queue is None or len(line.pool.zones) < 2 or not line.nbytes:
+            return
+        first = queue.head()
+        if (
+            first is None
+            or first.line is line
+            or head.rank != first.rank
+            or head.order - first.order > _TOGETHER_S
+            or line.nbytes_each <= first.line.nbytes_each
+        ):
+            return
+        kept = head._replace(order=before.order, number=before.number)
+        line.replace_head(kept)
+        self._waiting[head.unit] = kept
+        for queue in line.queues:
+            queue.push(kept)
+            self.mark(queue)
 
     def withdraw(self, unit: str) -> None:
         """`unit` waits no longer (canceled, or failed)."""
@@ -185,6 +213,8 @@ class Demand(Fleet):
         ahead = self.ahead and line.need.slots == 1 and not line.is_late
         is_stuck_at = partial(self._is_stuck_at, views) if line.is_stuck else None
         homes, visits = choose(line, views, self.policy, until, ahead, is_stuck_at)
+        if len(homes) > 1:
+            homes = self._soonest_first(line, homes)
         home = homes[0] if homes else pool.nowhere
         may_come = ahead and home is not pool.nowhere and home.keeps
         line.is_coming = home is pool.away or (may_come and is_far(views, home.site))
@@ -219,12 +249,22 @@ class Demand(Fleet):
         for queue in queues:
             self.mark(queue)
 
+    def _soonest_first(self, line: Line, homes: list[Place]) -> list[Place]:
+        """Of equally good homes, the one that is free first is likely to take its units: there it counts as work."""
+        request, before = line.request, line.queues
+        if before:  # it does not wait for itself
+            before[0].place.count(request.kind, -line.length * request.slots)
+        homes = sorted(homes, key=lambda place: place.tail_s(self.runtimes))
+        if before:
+            before[0].place.count(request.kind, line.length * request.slots)
+        return homes
+
     def _is_stuck_at(self, views: Sequence[InputView], site: Site) -> bool:
         return any(self.transit.is_overdue_near(view.id, site) for view in views)
 
     def _want(self, line: Line, head: Waiting) -> None:
         """The data of a line has to be brought."""
-        line.pool.wanting.push((head.rank, line.nbytes / line.length, line.number, line))
+        line.pool.wanting.push((head.rank, line.nbytes_each, line.number, line))
 
     def _queue(self, place: Place, line: Line) -> Queue:
         """The queue of a place for lines such as this one.

@@ -100,7 +100,7 @@ class RunTimes:
         known = self._kinds.get(kind)
         return None if known is None else known.mean_s
 
-    def follow_s(self, kind: str, gap_s: float) -> float | None:
+    def follow_s(self, kind: str, gap_s: float, bring_s: float = 0.0) -> float | None:
         """How long a unit of `kind` runs at least, if the next one may be sent to its slot so that it is there then.
 
         None: the next one is sent once it has ended. What is sent must not wait for longer than messages take, for it
@@ -112,6 +112,8 @@ class RunTimes:
         kind : str
         gap_s : float
             How long messages take to the slot's worker and back: so long it would stand idle.
+        bring_s : float
+            How long inputs take to be brought there: for so much longer it would.
         """
         if gap_s <= LEAST_GAP_S:
             return None
@@ -119,7 +121,8 @@ class RunTimes:
         if known is None or known.mean_s is None:
             return 0.0
         early_s = 2 * known.deviation_s
-        return known.mean_s - early_s if early_s <= gap_s < 2 * (known.mean_s - early_s) else None
+        is_worth = early_s <= gap_s + bring_s and gap_s < 2 * (known.mean_s - early_s)
+        return known.mean_s - early_s if is_worth else None
 
     def unknown_for_s(self, now: float) -> float | None:
         """For how long the latest kind of which nothing is known has run by now; None: all are known."""

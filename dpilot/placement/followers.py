@@ -54,13 +54,13 @@ class Followers:
             pilot = matcher.pilot_of(unit)
             if pilot is None:
                 continue
-            gap_s = pilot.slots.gap_s
-            run_s = matcher.runtimes.follow_s(kind, gap_s)
+            gap_s, bring_s = pilot.slots.gap_s, pilot.slots.bring_s
+            run_s = matcher.runtimes.follow_s(kind, gap_s, bring_s)
             if run_s is None:
                 continue
             # One that was bound just now ends half a gap later than that, for so long is its way, and that of the next
             # one. One that says that it has its inputs began half a gap ago, and the next one has yet to bring its own.
-            wait_s = run_s - 2 * gap_s if runs else run_s or gap_s
+            wait_s = run_s - gap_s - max(gap_s, bring_s) if runs else run_s or gap_s
             self._count += 1
             self._expected[unit] = self._count
             heapq.heappush(self._ends, (now + max(0.0, wait_s), self._count, unit))

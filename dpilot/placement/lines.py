@@ -69,6 +69,15 @@ class Line:
         """The first unit."""
         return self._heap[0] if self._heap else None
 
+    def replace_head(self, head: Waiting) -> None:
+        """Have the first unit wait as somebody else, who stands no farther back."""
+        heapq.heapreplace(self._heap, head)
+
+    @property
+    def nbytes_each(self) -> float:
+        """What has to be moved for each of its units, if they are taken to another place."""
+        return self.nbytes / self.length
+
     def shorten(self, waiting: Mapping[str, Waiting]) -> None:
         """One unit less; `waiting` are those that still wait, by name."""
         self.length -= 1
@@ -111,7 +120,9 @@ class Queue:
         self.refused: tuple[int, float] | None = None  # when nothing of it was worth its way, and how long it was then
         self.lines: dict[Line, None] = {}  # those whose data is coming
         self._heads: LazyHeap[Waiting] = LazyHeap(self._is_head)
-        # Lines, those with the least to move for a unit first: rank, bytes a unit, number, line, length.
+        # Lines, those with the least to move for a unit first, of as much the last to come: the first ones will be run
+        # here before it, and of those that read what it reads the most still wait. What is in an entry: rank, bytes a
+        # unit, minus the number, line, length.
         self._movable: LazyHeap[tuple[float, float, int, Line, int]] = LazyHeap(self._stands_here)
 
     def push(self, head: Waiting) -> None:
@@ -124,7 +135,7 @@ class Queue:
         """A line that stands here, and could be taken to another place, is new or has grown."""
         head = line.head()
         if head is not None and self.place.parent is not None and not self.is_coming:
-            entry = head.rank, line.nbytes / line.length, line.number, line, line.length
+            entry = head.rank, line.nbytes_each, -line.number, line, line.length
             self._movable.push(entry)
 
     def head(self) -> Waiting | None:
@@ -145,14 +156,24 @@ class Queue:
 
     def lightest(self) -> Waiting | None:
         """The first unit of the line that has the least to move for each unit, of those of the highest priority."""
-        movable = self._movable
-        while movable:
-            line, length = movable[0][3:]
-            if not self._stands_here(movable[0]):
-                heapq.heappop(movable)
+        return next((line.head() for line in self.movable(1)), None)
+
+    def movable(self, most: int) -> list[Line]:
+        """Some lines, those with the least to move for each unit first."""
+        heap, found = self._movable, list[tuple[float, float, int, Line, int]]()
+        while heap and len(found) < most:
+            line, length = heap[0][3:]
+            if not self._stands_here(heap[0]):
+                heapq.heappop(heap)
             elif line.length < length:
-                heapq.heappop(movable)
+                heapq.heappop(heap)
                 self.push_movable(line)
+            elif most == 1:
+                return [line]
             else:
-                return line.head()
-        return None
+                entry = heapq.heappop(heap)
+                if all(line is not other[3] for other in found):  # it is there twice, if it has grown
+                    found.append(entry)
+        for entry in found:
+            heapq.heappush(heap, entry)
+        return [entry[3] for entry in found]

@@ -4,15 +4,16 @@ A link joins two datacenters, or is the inside of one, or of a machine: so what 
 pairs that share the link, and there are few links however many machines there are.
 
 Of each link three things are learned, each an exponentially weighted mean: what one transfer gets alone, what all that
-are under way at a time get together, and the latency of a file. A transfer beside n others is expected to get the
-lesser of the first and a share, one in n + 1, of the second. As long as it is not known what a link carries in all, one
-between datacenters is taken to carry what one transfer gets, and one inside of a datacenter to be wide.
+are under way at a time get together, and the latency of a file.
 
-All that leaves a datacenter shares its *way out*, all that enters one its *way in*, and of these it is learned, too,
-what they carry. So a source with many readers is seen to be busy whatever links they are on.
+All that leaves a datacenter shares its *way out*, all that enters one its *way in*, all between two the way between
+them, and of these it is learned, too, what they carry (:mod:`~dpilot.placement.ways`). A transfer is expected to begin
+when what is on its ways has been sent, so that a source with many readers is seen to be busy whatever links they are
+on. Inside of a datacenter, which is taken to be wide, a transfer beside n others is expected to get the lesser of what
+one gets alone and a share, one in n + 1, of what all get together.
 
 What is assumed of a link that nothing has been moved over is a guess: it is tried with one transfer
-(:meth:`Links.has_room`), and may be wrong by so much (:meth:`Links.doubt`). A transfer that takes long tells so before
+(:meth:`Links.room_at`), and may be wrong by so much (:meth:`Links.doubt`). A transfer that takes long tells so before
 it has ended (:meth:`Links.overdue`).
 """
 
@@ -23,7 +24,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from dpilot.placement.topology import LEAST_TELLING_NBYTES, Distance, Site
-from dpilot.placement.ways import FEW, MANY, WEIGHT, Way
+from dpilot.placement.ways import NOTABLE, WEIGHT, Way
 
 __all__ = ["LinkRow", "Links", "StatedLink"]
 
@@ -37,8 +38,10 @@ _LATENCY_S = {
     Distance.SAME_DATACENTER: 2e-3,
     Distance.OTHER_DATACENTER: 4e-2,
 }
-#: How many times longer a transfer may well take over a link of which nothing is known.
-_DOUBT = 3.0
+#: How many times longer a transfer may well take over a link of which nothing is known, and if others as long are.
+_DOUBT, _DOUBT_OF_ALIKE = 3.0, 1.5
+#: A transfer that has less of what its link usually gives is held up elsewhere.
+_USUAL = 0.8
 #: How much an estimate changes before decisions that were built on it are taken anew.
 _NOTABLE = 1.25
 #: Pairs of sites whose link is remembered.
@@ -119,7 +122,7 @@ class _Link:
     def __init__(self, names: tuple[str, str], distance: Distance, ways: tuple[Way, ...] = ()) -> None:
         self.names = names
         self.distance = distance
-        self.ways = ways  # out of the one datacenter and into the other
+        self.ways = ways  # between two datacenters, out of the one, and into the other
         self.reverse: _Link | None = None
         self.alone: float | None = None  # bytes per second
         self.capacity: float | None = None
@@ -156,6 +159,8 @@ class Links:
     ----------
     version : int
         Another one whenever an estimate has changed notably.
+    now : float
+        What time it is, as the caller was told last.
     """
 
     def __init__(
@@ -167,6 +172,7 @@ class Links:
         self.bandwidth_bytes_per_s = dict(bandwidth_bytes_per_s or _BANDWIDTH_BYTES_PER_S)
         self.latency_s = dict(latency_s or _LATENCY_S)
         self.version = 0
+        self.now = 0.0
         self._news = 0
         self._links: dict[tuple[str | None, str | None, bool], _Link] = {}
         self._between: dict[tuple[Site, Site], _Link] = {}
@@ -184,7 +190,8 @@ class Links:
         if begin and end and begin != end:  # not kept by pair of sites: there may be millions of them
             link = self._links.get((begin, end, False))
             if link is None:
-                ways = self._ways.setdefault(("from", begin), Way()), self._ways.setdefault(("to", end), Way())
+                way_out, way_in = (self._ways.setdefault(key, Way()) for key in (("from", begin), ("to", end)))
+                ways = Way(), way_out, way_in
                 link = self._links[begin, end, False] = _Link((begin, end), Distance.OTHER_DATACENTER, ways)
                 link.reverse = self._links.get((end, begin, False))
                 if link.reverse is not None:
@@ -207,12 +214,13 @@ class Links:
 
     # -- what is under way
 
-    def begin(self, source: Site, target: Site) -> None:
-        """A transfer from one site to another is about to begin."""
+    def begin(self, source: Site, target: Site, nbytes: int, n_files: int) -> None:
+        """A transfer of `nbytes` in `n_files` files from one site to another is about to begin."""
         link = self._link(source, target)
         link.transfers += 1
+        latency_s, alone = self._latency(link) * n_files, self._alone(link)
         for way in link.ways:
-            way.transfers += 1
+            way.begin(self.now, latency_s, nbytes / way.rate(alone), link)
 
     def end(self, source: Site, target: Site) -> None:
         """A transfer has ended, or will not be made."""
@@ -220,40 +228,39 @@ class Links:
         if link.transfers:
             link.transfers -= 1
             for way in link.ways:
-                way.transfers -= 1
+                way.end(self.now)
 
-    def space(self, source: Site, target: Site, now: float, seconds: float) -> None:
-        """A transfer that will take about `seconds` begins: the next one on its ways should begin when it is half done.
+    def room_at(self, source: Site, target: Site, nbytes: int, n_files: int) -> float | None:
+        """From when on one more transfer would make use of what those under way leave; None: when one has ended.
 
-        Else they would all begin and end together, and nothing would move while they begin.
-        """
-        for way in self._link(source, target).ways:
-            way.next_at = now + seconds / way.limit()
-
-    def next_at(self, source: Site, target: Site) -> float:
-        """When the next transfer should begin beside those that are under way; 0: there are none."""
-        return max((way.next_at for way in self._link(source, target).ways if way.transfers), default=0.0)
-
-    def has_room(self, source: Site, target: Site) -> bool:
-        """Whether one more transfer at a time would make use of what those under way leave.
-
-        One, over a link of which nothing is known. Inside of a datacenter there is room, once that was tried.
+        One at a time, over a link of which nothing is known. Inside of a datacenter there is room, once that was tried.
         """
         link = self._link(source, target)
-        if link.distance is Distance.SAME_MACHINE or (not link.ways and link.alone is not None):
-            return True
-        if link.alone is None:
-            most = 1
-        elif link.capacity is None:
-            most = FEW
-        else:
-            most = max(FEW, min(MANY, int(link.capacity / link.alone + 0.2) + 1))
-        return link.transfers < most and all(way.transfers < way.limit() for way in link.ways)
+        if link.distance is Distance.SAME_MACHINE:
+            return 0.0
+        if not link.ways:
+            return 0.0 if link.alone is not None or not link.transfers else None
+        if link.alone is None and link.transfers:
+            return None
+        latency_s, alone, at = self._latency(link) * n_files, self._alone(link), 0.0
+        for way in link.ways:
+            way_at = way.room_at(latency_s, nbytes / way.rate(alone), link)
+            if way_at is None:
+                return None
+            at = max(at, way_at)
+        return at
+
+    def way_in_at(self, site: Site) -> float | None:
+        """From when on the way into a datacenter has room, at the soonest; None: when a transfer has ended."""
+        way = self._ways.get(("to", site.datacenter or ""))
+        return 0.0 if way is None else way.soonest_at()
 
     def doubt(self, source: Site, target: Site) -> float:
         """How many times longer than expected a transfer may well take: 1 where some were seen, or it is stated."""
         link = self._link(source, target)
-        return _DOUBT if link.alone is None and link.ways else 1.0
+        if link.alone is not None or not link.ways:
+            return 1.0
+        return _DOUBT_OF_ALIKE if link.distance in self._seen else _DOUBT
 
     # -- what was seen
 
@@ -265,25 +272,31 @@ class Links:
         if seconds <= 0:
             return
         link = self._link(source, target)
-        beside = max(1, link.transfers)
         self._compare(link, self._seconds(link, nbytes, n_files), seconds)
         if nbytes < LEAST_TELLING_NBYTES:
             seen_s = max(0.0, seconds - nbytes / self._rate(link)) / max(1, n_files)
             link.latency_s = _mean(self._latency(link), seen_s)
             self.latency_s[link.distance] = _mean(self.latency_s[link.distance], seen_s)
         else:
-            seen = nbytes / max(seconds - self._latency(link) * n_files, seconds / 2)
-            for way in link.ways:
-                way.learn(seen)
+            flowed_s = max(seconds - self._latency(link) * n_files, seconds / 2)
+            seen = nbytes / flowed_s
+            besides = [way.beside(self.now, flowed_s) for way in link.ways] or [float(max(1, link.transfers))]
+            for way, beside in zip(link.ways, besides, strict=False):
+                # Of one that was as slow as its link is, it was the link.
+                tells = way is link.ways[0] or seen >= way.alone or seen < _USUAL * (link.alone or 0.0)
+                way.learn(self.now, nbytes, seen, beside, tells)
+            busiest = max(besides)
             if link.alone is None:
                 # What others on its way have left of it is no more than what one gets alone.
-                link.alone = max(seen, min(self._alone(link), seen * link.busiest))
+                link.alone = max(seen, min(self._alone(link), seen * busiest))
             elif seen > link.alone:
                 link.alone = seen  # one that lags may have told less
-            elif link.busiest <= 1:
+            elif busiest < NOTABLE:
                 link.alone = _mean(link.alone, seen)
-            if beside > 1:
-                link.capacity = seen * beside if link.capacity is None else _mean(link.capacity, seen * beside)
+            if link.ways:
+                link.capacity = link.ways[0].capacity
+            elif busiest > 1:
+                link.capacity = seen * busiest if link.capacity is None else _mean(link.capacity, seen * busiest)
             elif link.capacity is not None:
                 link.capacity = max(link.capacity, seen)
             known = self.bandwidth_bytes_per_s[link.distance]
@@ -308,6 +321,8 @@ class Links:
         if link.capacity is not None:
             link.capacity = min(link.capacity, most * max(1, link.transfers))
         link.alone = min(self._alone(link), most * max(1, link.busiest))
+        if link.ways:
+            link.ways[0].lower(link.alone)
         self._learned(link)
 
     @staticmethod
@@ -336,18 +351,23 @@ class Links:
 
     def _rate(self, link: _Link, more: int = 0) -> float:
         """What a transfer on a link gets, in bytes per second, beside those that are there and so many more."""
-        rate = alone = self._alone(link)
-        transfers = link.transfers + more
-        if link.capacity is not None:
-            rate = min(alone, link.capacity / max(1, transfers))
-        elif transfers > 1 and link.distance is Distance.OTHER_DATACENTER:
-            rate = alone / transfers
-        for way in link.ways:
-            rate = min(rate, way.share(alone, way.transfers + more))
-        return rate
+        alone = self._alone(link)
+        if link.capacity is None:
+            return alone
+        return min(alone, link.capacity / max(1, link.transfers + more))
 
-    def _seconds(self, link: _Link, nbytes: int, n_files: int, more: int = 0) -> float:
-        return self._latency(link) * n_files + nbytes / self._rate(link, more)
+    def _seconds(self, link: _Link, nbytes: int, n_files: int) -> float:
+        return self._latency(link) * n_files + nbytes / self._rate(link)
+
+    def _seconds_beside(self, link: _Link, nbytes: int, n_files: int) -> float:
+        """How long one more transfer takes, with those that are on its link and on its ways."""
+        if not link.ways:
+            return self._latency(link) * n_files + nbytes / self._rate(link, 1)
+        alone = self._alone(link)
+        flows_s = nbytes / alone
+        for way in link.ways:
+            flows_s = max(flows_s, way.wait_s(self.now) + nbytes / way.rate(alone))
+        return self._latency(link) * n_files + flows_s
 
     def rank(self, source: Site, target: Site) -> tuple[Distance, float]:
         """Sorts sources by how well they serve a target: the nearer first, of equally near ones the faster."""
@@ -365,7 +385,7 @@ class Links:
         """
         link = self._link(source, target)
         if not alone and link.busiest:
-            return self._seconds(link, nbytes, n_files, 1)
+            return self._seconds_beside(link, nbytes, n_files)
         if link.as_of != self._news:
             rate = self._alone(link) if link.capacity is None else min(self._alone(link), link.capacity)
             link.as_of, link.expected = self._news, (self._latency(link), 1 / rate)

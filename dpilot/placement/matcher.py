@@ -116,7 +116,8 @@ class Matcher(Bindings):
         return matching
 
     def _match(self, bindings: list[Binding], now: float) -> Matching:
-        self.runtimes.now = now
+        self.runtimes.now = self.policy.links.now = now
+        self.transit.begin_turn(now)
         self._followers.send(now)
         recalls = self._reconsider(now)
         if recalls:
@@ -189,6 +190,8 @@ class Matcher(Bindings):
         times = [] if recheck_s is None else [now + recheck_s]
         if (look := self._followers.next_look()) is not None:
             times.append(look)
+        if self.transit.room_at is not None:
+            times.append(self.transit.room_at)
         if not self.ahead:
             return max(0.0, min(times) - now) if times else None
         if (look := self.transit.next_look()) is not None:
@@ -220,10 +223,11 @@ class Matcher(Bindings):
                 self.mark(queue)  # if the line has left, for the next one
                 continue
             pilot = self.taker(queue.place, waiting, queue, now)
-            if pilot is not None and self._spreads(line, queue.place, pilot):
+            if pilot is not None and self._awaits(line, queue.place, pilot):
                 self._spill.wait(queue, waiting)  # till there is another replica
             elif pilot is not None:
                 bindings.append(self.bind(waiting, pilot, now))
+                self.keep_together(line, waiting)
                 self.mark(queue)
             elif self._outlasts(queue, line, now):
                 self.stand(line, now)
@@ -232,13 +236,13 @@ class Matcher(Bindings):
                 self._wait(queue, waiting, now)
         return True
 
-    def _spreads(self, line: Line, place: Place, pilot: Pilot) -> bool:
+    def _awaits(self, line: Line, place: Place, pilot: Pilot) -> bool:
         """Whether an input is on its way to so many machines of a line's home that this one should wait for theirs."""
         if place.site.machine is not None or pilot.site.machine is None or not line.request.inputs:
             return False
         transit, site = self.transit, pilot.site
         return bool(len(transit)) and any(
-            site not in view.sites and transit.left_s(view.id, site, 0.0) is None and not transit.has_room(view, site)
+            site not in view.sites and transit.left_s(view.id, site, 0.0) is None and not transit.spreads(view, site)
             for view in self.views(line.request)
         )
 

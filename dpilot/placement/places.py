@@ -353,6 +353,8 @@ class Pool:
         # Lines whose data has to be brought: rank, bytes a unit, number, line; and when their patience with that ends.
         self.wanting: LazyHeap[tuple[float, float, int, Line]] = LazyHeap(_is_wanting)
         self.late: LazyHeap[tuple[float, int, Line]] = LazyHeap(_is_coming)
+        # What was so when nothing more could be brought for them, and when that is to be tried again, if at any time.
+        self.seen_to: tuple[tuple[int, ...], float | None] = (), None
         self.zones: dict[str | None, Place] = {}  # by datacenter
         self.machines: dict[str, list[Place]] = {}
         self.version = 0  # another one whenever lines may have other homes
@@ -360,6 +362,10 @@ class Pool:
         self.settled: int | None = None  # when it was seen last that no queue has anything worth its way
         self.busy: list[tuple[float, int, Queue]] = []  # a heap: queues that cannot be served, the longest first
         self.due: list[tuple[float, int, Queue]] = []  # a heap: when their patience ends
+
+    def away_s(self, runtimes: RunTimes) -> float:
+        """Seconds of work for each slot of the lines whose data lies where no pilot is: it goes to who has least."""
+        return _work_s(self.away.own, runtimes) / self.root.slots if self.root.slots else 0.0
 
     def add(self, pilot: Pilot) -> None:
         """Take in a pilot."""

@@ -30,11 +30,13 @@ class PilotSlots:
     ----------
     gap_s : float
         How long messages take to a worker and back: as long as that lasts units have to be there for beyond those.
+    bring_s : float
+        How long it takes of late to bring what units read here; 0 where it is there already.
     """
 
     def __init__(self, in_flight_s: float = 0.05) -> None:
         self.in_flight_s = in_flight_s
-        self.gap_s = 0.0
+        self.gap_s = self.bring_s = 0.0
         self.workers: dict[str, WorkerSlots] = {}
         self.reservations: dict[str, Reservation] = {}
         self.total = 0
@@ -253,6 +255,10 @@ class PilotSlots:
         worker.backlog_s = max(0.0, worker.backlog_s + more_s)
         self.backlog_s = max(0.0, self.backlog_s + more_s)
 
+    def _weigh_leaving(self, more_s: float) -> None:
+        """What is about to end is work of the pilot still, but holds nobody back at its worker."""
+        self.backlog_s = max(0.0, self.backlog_s + more_s)
+
     def _change(self, worker: WorkerSlots, share: Share, sign: int, expected_s: float) -> None:
         """A unit takes its share of a worker (`sign` is 1), or gives it back (-1)."""
         worker.busy += sign * share.slots
@@ -270,11 +276,13 @@ class PilotSlots:
         reservation = self.reservations[unit]
         expected_s = max(expected_s, LEAST_UNIT_S)
         self.reservations[unit] = reservation._replace(expected_s=expected_s)
-        if unit not in self._leaving:  # else it is not counted any more
-            for share in reservation.shares:
-                worker = self.workers[share.worker]
-                self._weigh(worker, share.slots * (expected_s - reservation.expected_s))
-                self._stand(worker)
+        if unit in self._leaving:
+            self._weigh_leaving(expected_s - reservation.expected_s)
+            return
+        for share in reservation.shares:
+            worker = self.workers[share.worker]
+            self._weigh(worker, share.slots * (expected_s - reservation.expected_s))
+            self._stand(worker)
 
     def leave(self, unit: str) -> bool:
         """`unit` is about to end: let the next one be sent to its worker, where it waits for the thread to be free.
@@ -294,6 +302,7 @@ class PilotSlots:
         self._leaving.add(unit)
         worker.leaving += 1
         self._change(worker, share, -1, reservation.expected_s)
+        self._weigh_leaving(reservation.expected_s)
         return True
 
     def stay(self, unit: str, least_s: float) -> str | None:
@@ -306,6 +315,7 @@ class PilotSlots:
         worker = self.workers[share.worker]
         self._leaving.remove(unit)
         worker.leaving -= 1
+        self._weigh_leaving(-reservation.expected_s)
         expected_s = max(least_s, reservation.expected_s)
         self.reservations[unit] = reservation._replace(expected_s=expected_s)
         self._change(worker, share, 1, expected_s)
@@ -330,6 +340,7 @@ class PilotSlots:
             return False
         if unit in self._leaving:
             self._leaving.remove(unit)
+            self._weigh_leaving(-reservation.expected_s)
             worker = self.workers[reservation.worker]
             worker.units.discard(unit)
             worker.leaving -= 1

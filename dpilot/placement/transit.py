@@ -45,7 +45,8 @@ class Transit:
 
     def __init__(self, links: Links) -> None:
         self._links = links
-        self.ended = 0  # transfers that are on no link any more
+        self.freed = 0  # how often ways have got room again
+        self.room_at: float | None = None  # when some will have, of which :meth:`has_room` has said no
         self._ways: dict[tuple[str, Site], _Way] = {}
         self._of: dict[str, list[tuple[str, Site]]] = {}
         self._looks: list[tuple[float, int, tuple[str, Site], _Way]] = []  # a heap: when to see how one gets on
@@ -54,6 +55,12 @@ class Transit:
 
     def __len__(self) -> int:
         return len(self._ways)
+
+    def begin_turn(self, now: float) -> None:
+        """It is asked anew what has room."""
+        if self.room_at is not None and self.room_at <= now:
+            self.freed += 1
+        self.room_at = None
 
     def begin(self, unit: str, views: Iterable[InputView], site: Site, now: float) -> None:
         """`unit` was bound at `site`: inputs that are not on that machine have to be brought."""
@@ -70,7 +77,7 @@ class Transit:
                 seconds = self._links.transfer_s(source, site, view.nbytes, view.n_files)
                 overdue_s = _LATE * seconds * self._links.doubt(source, site)
                 way = self._ways[key] = _Way(view, source, now, seconds, overdue_s)
-                self._links.begin(source, site)
+                self._links.begin(source, site, view.nbytes, view.n_files)
                 self._served[view.id, source] = self._served.get((view.id, source), 0) + 1
                 self._look_at(now + _LATE * seconds, key, way)
             if unit not in way.units:  # it may name an input twice
@@ -89,7 +96,7 @@ class Transit:
             del way.units[unit]
             if not way.units:
                 del self._ways[key]
-                self.ended += 1
+                self.freed += 1
                 if not way.is_overdue:
                     self._links.end(way.source, key[1])
                 served = key[0], way.source
@@ -101,7 +108,7 @@ class Transit:
         """Where to bring a data unit from: of the replicas that cost least, the one that serves the fewest others."""
         if len(view.sites) <= 1 or not self._served:
             return view.source(site, self._links)
-        costs = [self._links.transfer_s(source, site, view.nbytes, view.n_files) for source in view.sites]
+        costs = view.costs(site, self._links)
         least = min(costs) * _ALIKE
         alike = [source for source, cost in zip(view.sites, costs, strict=True) if cost <= least]
         return min(alike, key=lambda source: self._served.get((view.id, source), 0))
@@ -112,19 +119,30 @@ class Transit:
         return None if way is None else way.source
 
     def has_room(self, view: InputView, site: Site) -> bool:
-        """Whether a data unit can be brought to a site now so that it is of use.
-
-        Not if its way is full, nor if all replicas that are near serve others: it will come sooner from one of those
-        that these make. So what all machines want spreads from one to the next, and not from one source to all.
-        """
+        """Whether it is of use to bring a data unit to a site now: its way is not full, and it spreads."""
         source = self._source(view, site)
         if source is None:
             return True
-        if not self._links.has_room(source, site):
+        at = self._links.room_at(source, site, view.nbytes, view.n_files)
+        if at is None or at > self._links.now:
+            self.room_at = at if self.room_at is None else min(self.room_at, at or self.room_at)
+            return False
+        return self.spreads(view, site)
+
+    def spreads(self, view: InputView, site: Site) -> bool:
+        """Whether a replica that is near has no more to serve than it should.
+
+        Else the data unit will come sooner from one of those that these make. So what all machines want spreads from
+        one to the next, and not from one source to all.
+        """
+        source = self._source(view, site)
+        if source is None or source.distance(site) is not Distance.SAME_DATACENTER:
+            return True
+        if self._links.room_at(source, site, view.nbytes, view.n_files) is None:
             return False
         served = self._served.get((view.id, source), 0)
         most = _MOST_STORED if source.machine is None else _MOST_SERVED
-        if served < most or source.distance(site) is not Distance.SAME_DATACENTER:
+        if served < most:
             return True
         return served * self._links.transfer_s(source, site, view.nbytes, view.n_files, alone=True) < _SOON_S
 

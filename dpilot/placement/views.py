@@ -10,6 +10,10 @@ from dpilot.placement.topology import Distance, Site
 
 __all__ = ["InputView", "PilotView", "Request"]
 
+#: How many times as long a data unit counts to take from a machine's cache in another datacenter as from a store there:
+#: connections to workers are rarely used, and begin slowly.
+_FAR_CACHE = 1.5
+
 
 class PilotView(NamedTuple):
     """One pilot at one moment, as far as one kind of work is concerned.
@@ -58,35 +62,43 @@ class InputView:
     nbytes, n_files : int
     sites : tuple of Site
         One for each replica.
+    stored : int or None
+        How many of these, the first ones, are stores; the others are caches of machines. None: all of them.
     """
 
     id: str
     nbytes: int
     n_files: int
     sites: tuple[Site, ...]
+    stored: int | None = None
+
+    def costs(self, site: Site, links: Links, alone: bool = False) -> list[float]:
+        """Seconds to bring it to `site` from each replica; `alone`: as if nothing else was being moved."""
+        costs = [links.transfer_s(replica, site, self.nbytes, self.n_files, alone) for replica in self.sites]
+        if self.stored is not None:
+            for number, replica in enumerate(self.sites[self.stored :], self.stored):
+                if replica.distance(site) is Distance.OTHER_DATACENTER:
+                    costs[number] *= _FAR_CACHE
+        return costs
 
     def stage(self, site: Site, links: Links) -> tuple[float, Distance]:
         """Seconds to bring it to `site` from the replica that is the cheapest to bring, and how far that is."""
-        return min(
-            (
-                (links.transfer_s(replica, site, self.nbytes, self.n_files), replica.distance(site))
-                for replica in self.sites
-            ),
-            default=(0.0, Distance.OTHER_DATACENTER),
-        )
+        distances = (replica.distance(site) for replica in self.sites)
+        return min(zip(self.costs(site, links), distances, strict=True), default=(0.0, Distance.OTHER_DATACENTER))
 
     def source(self, site: Site, links: Links) -> Site | None:
         """Where to bring it from to `site`; None if there is no replica."""
-        if len(self.sites) == 1:
-            return self.sites[0]
-        return min(self.sites, key=lambda r: links.transfer_s(r, site, self.nbytes, self.n_files), default=None)
+        if len(self.sites) <= 1:
+            return self.sites[0] if self.sites else None
+        costs = self.costs(site, links)
+        return self.sites[costs.index(min(costs))]
 
     def stage_s(self, site: Site, links: Links, alone: bool = False) -> float:
         """Seconds to bring it to `site`; `alone`: as if nothing else was being moved."""
         sites = self.sites
         if len(sites) == 1:
             return links.transfer_s(sites[0], site, self.nbytes, self.n_files, alone)
-        return min((links.transfer_s(r, site, self.nbytes, self.n_files, alone) for r in sites), default=0.0)
+        return min(self.costs(site, links, alone), default=0.0)
 
 
 class Request(NamedTuple):

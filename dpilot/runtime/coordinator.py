@@ -354,11 +354,11 @@ class Coordinator(Supply):
             self.matcher.release(record.id)
             adapter.unbind(self.scheduler, [record.key])
 
-    def has_inputs(self, record: UnitRecord) -> None:
-        """A bound unit has its inputs, and runs."""
+    def has_inputs(self, record: UnitRecord, brought_s: float) -> None:
+        """A bound unit has its inputs, and runs; bringing them took `brought_s`, if they were not there."""
         if record.pilot is not None and record.worker is not None and record.pilot not in self._gap_s:
             self._set_gap(record.pilot, time.time() - record.bound - record.staged_s)
-        self.matcher.staged(record.id)
+        self.matcher.staged(record.id, brought_s)
         self._match_soon()
 
     def _announce(self, record: UnitRecord, pilot: str, worker: str) -> None:

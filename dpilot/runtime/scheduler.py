@@ -264,7 +264,7 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
             self.advance(record, State.Staging, details["at"] - details["seconds"], pilot=record.pilot)
             self.advance(record, State.Running, details["at"])
             self._learn(record, details)
-            self.has_inputs(record)
+            self.has_inputs(record, max((seconds for *_, seconds, _ in details["transfers"]), default=0.0))
         elif what == "overdue" and record.worker == worker:
             self._overdue(record, details["error"])
         elif what == "lost" and record.worker == worker:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import time
 from collections.abc import Collection, Coroutine, Iterable
 from contextlib import suppress
 from functools import partial
@@ -122,6 +123,7 @@ class Supply(Herald):
     def _learn_of(self, data: DataRecord, site: Site, brought: Brought | None) -> None:
         """Take in what was brought to the cache of a site, if it was not there already."""
         self.caches.add(data, site)
+        self.matcher.policy.links.now = time.time()
         if brought is None:
             return
         source = self._source_site(brought.pd)
@@ -157,6 +159,7 @@ class Supply(Herald):
         record.read = tuple("" if self._source_site(source) is None else source for source in found)
         record.brought = (*details["transfers"], *early)
         self.observers.staged(record)
+        self.matcher.policy.links.now = time.time()
         for du, pd, nbytes, seconds, _ in details["transfers"]:
             source, data = self._source_site(pd), self.records.data.get(du)
             if source is not None:

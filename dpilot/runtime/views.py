@@ -21,7 +21,8 @@ class DataViews(Mapping[str, InputView]):
         if data.seen is None:
             manifest = data.manifest
             sites = (*(stores[pd].site for pd in data.replicas), *data.cached)
-            data.seen = InputView(du, manifest.nbytes if manifest else 0, len(manifest.files) if manifest else 0, sites)
+            nbytes, n_files = (manifest.nbytes, len(manifest.files)) if manifest else (0, 0)
+            data.seen = InputView(du, nbytes, n_files, sites, len(data.replicas))
         return data.seen
 
     def __iter__(self) -> Iterator[str]:

@@ -164,9 +164,7 @@ class Engine:
 
     def _obey(self, orders: Orders) -> None:
         for data, pilot in orders.copies:
-            pool = self._pools[pilot]
-            if pool.is_here and pool.machine is not None:
-                self._staging.copy(data, pool.machine, pilot)
+            self._at(self.now + self._pools[pilot].spec.delay_s, self._copy, (data, pilot))
         for unit in orders.recalls:
             self._recall(self._bound[unit])
         for unit in orders.returns:
@@ -177,6 +175,13 @@ class Engine:
         self._recheck += 1
         if orders.recheck_s is not None:
             self._at(self.now + max(orders.recheck_s, _LEAST_RECHECK_S), self._ask_again, self._recheck)
+
+    def _copy(self, copy: tuple[int, int]) -> None:
+        """A pilot is told to bring a data unit."""
+        data, pilot = copy
+        pool = self._pools[pilot]
+        if pool.is_here and pool.machine is not None:
+            self._staging.copy(data, pool.machine, pilot)
 
     # -- pilots
 

@@ -35,7 +35,7 @@ class Transfer:
         Called with the time when all bytes are there.
     """
 
-    __slots__ = ("done", "finish_v", "is_over", "nbytes", "start_v", "stream")
+    __slots__ = ("done", "finish_v", "is_in_turn", "is_over", "nbytes", "start_v", "stream")
 
     def __init__(self, nbytes: int, done: Callable[[float], None]) -> None:
         self.nbytes = nbytes
@@ -43,6 +43,7 @@ class Transfer:
         self.stream: Stream | None = None  # once its latency is over
         self.start_v = self.finish_v = 0.0
         self.is_over = False
+        self.is_in_turn = False  # it begins when those before it from the same place to the same are over
 
 
 class Lane:

@@ -114,8 +114,9 @@ class Dpilot:
         self._views[spec.id] = InputView(spec.id, spec.nbytes, spec.n_files, tuple(self._where[data]))
         self.matcher.data_changed(spec.id)
 
-    def transferred(self, source: Site, target: Site, nbytes: int, seconds: float) -> None:
+    def transferred(self, source: Site, target: Site, nbytes: int, seconds: float, now: float) -> None:
         """Links learn."""
+        self.links.now = now
         self.links.observe(source, target, nbytes, seconds)
 
     def source(self, data: int, sources: Sequence[Site], target: Site) -> int:

@@ -91,7 +91,7 @@ class Placement(Protocol):
     def replica(self, data: int, site: Site, is_there: bool) -> None:
         """A store or a labelled machine has a data unit now, or has it no longer."""
 
-    def transferred(self, source: Site, target: Site, nbytes: int, seconds: float) -> None:
+    def transferred(self, source: Site, target: Site, nbytes: int, seconds: float, now: float) -> None:
         """A data unit was brought from one site to another, in so many seconds, latency included."""
 
     def source(self, data: int, sources: Sequence[Site], target: Site) -> int:

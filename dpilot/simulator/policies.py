@@ -99,7 +99,7 @@ class Base:
         else:
             self.where[data].pop(site, None)
 
-    def transferred(self, source: Site, target: Site, nbytes: int, seconds: float) -> None:
+    def transferred(self, source: Site, target: Site, nbytes: int, seconds: float, now: float) -> None:
         pass
 
     def source(self, data: int, sources: Sequence[Site], target: Site) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -99,7 +100,7 @@ class Staging:
     staged : callable
         Called with an attempt when its inputs are all there.
     copied : callable
-        Called when a data unit is there that was brought ahead of units.
+        Called when the policy hears of a data unit that was brought to a machine.
     """
 
     def __init__(
@@ -117,6 +118,9 @@ class Staging:
         self._inputs, self._staged, self._copied = inputs, staged, copied
         self._data = scenario.data
         self._sizes = [data.nbytes for data in scenario.data]
+        # Copies from one datacenter to one machine take over each other's connections, in turn.
+        self._turns: dict[tuple[str | None, Site], deque[tuple[Transfer, Site, Site]]] = {}
+        self._delay_s = [pilot.delay_s for pilot in scenario.pilots]
         self._peers = scenario.peers
         self._limit_nbytes = scenario.cache_nbytes
         self._where: list[list[Site]] = [
@@ -197,6 +201,7 @@ class Staging:
     def _break_off(self, bringing: Bringing) -> None:
         distance = bringing.source.distance(bringing.machine.site)
         self.wasted[distance] += self._network.cancel(bringing.transfer, self._now())
+        self._take_turns(bringing.transfer, bringing.source, bringing.machine.site)
         if bringing.is_kept:
             del bringing.machine.coming[bringing.data]
             bringing.machine.nbytes -= self._sizes[bringing.data]
@@ -213,6 +218,7 @@ class Staging:
             self._forget(gone, machine)
         source = self._source(data, machine.site)
         transfer = Transfer(self._sizes[data], lambda at: self._brought(bringing, at))
+        transfer.is_in_turn = first is None and source.distance(machine.site) is Distance.OTHER_DATACENTER
         bringing = Bringing(data, machine, owner, first, source, transfer, now)
         bringing.is_kept = evicted is not None
         if bringing.is_kept:
@@ -227,8 +233,25 @@ class Staging:
         self._at(begins, self._begin, (transfer, source, target))
 
     def _begin(self, moved: tuple[Transfer, Site, Site]) -> None:
-        if not moved[0].is_over:
-            self._network.start(*moved, self._now())
+        transfer, source, target = moved
+        if transfer.is_over:
+            return
+        if transfer.is_in_turn:
+            turn = self._turns.setdefault((source.datacenter, target), deque())
+            turn.append(moved)
+            if len(turn) > 1:
+                return
+        self._network.start(*moved, self._now())
+
+    def _take_turns(self, transfer: Transfer, source: Site, target: Site) -> None:
+        """A transfer is over: the next one takes its connections."""
+        turn = self._turns.get((source.datacenter, target))
+        if not transfer.is_in_turn or not turn:
+            return
+        was_first = turn[0][0] is transfer
+        turn = self._turns[source.datacenter, target] = deque(moved for moved in turn if moved[0] is not transfer)
+        if was_first and turn:
+            self._network.start(*turn[0], self._now())
 
     def _source(self, data: int, target: Site) -> Site:
         sites = self._where[data]
@@ -246,18 +269,17 @@ class Staging:
     def _brought(self, bringing: Bringing, now: float) -> None:
         machine, data = bringing.machine, bringing.data
         self._of_pilot[bringing.owner].pop(bringing, None)
-        self._policy.transferred(bringing.source, machine.site, self._sizes[data], now - bringing.begun_s)
+        self._take_turns(bringing.transfer, bringing.source, machine.site)
         distance = bringing.source.distance(machine.site)
         if bringing.is_kept:
             del machine.coming[data]
             machine.kept[data] = 0
             if machine.is_labelled:
                 self._cached[data][machine.site] = None
-                self._policy.replica(data, machine.site, True)
+        self._at(now + self._delay_s[bringing.owner], self._hear, (bringing, now - bringing.begun_s))
         first = bringing.first
         if first is None or first.is_over:
             self.copied[distance] += self._sizes[data]
-            self._copied()
         else:
             first.early = {**(first.early or {}), data: distance}
         attempts = [attempt for attempt in bringing.waiting if not attempt.is_over]
@@ -265,6 +287,16 @@ class Staging:
             self._got(attempt, data)
         for attempt in attempts:
             self.stage(attempt)
+
+    def _hear(self, brought: tuple[Bringing, float]) -> None:
+        """The scheduler hears what a pilot has brought to its machine, and in how many seconds."""
+        bringing, seconds = brought
+        machine, data = bringing.machine, bringing.data
+        self._policy.transferred(bringing.source, machine.site, self._sizes[data], seconds, self._now())
+        if machine.is_labelled:
+            is_there = machine.site in self._cached[data] or machine.site in self._where[data]
+            self._policy.replica(data, machine.site, is_there)
+        self._copied()
 
     def pilot_gone(self, pilot: int) -> None:
         """What a pilot's workers were bringing is not brought; others that wait for it bring it themselves."""

@@ -2,10 +2,12 @@
 
 import heapq
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpilot.placement import InputView, Links, Matcher, Policy, Request, Site
+from dpilot.placement.ways import EARLY_S
 
 MB = 10**6
 SITES = [Site("eu", "e0"), Site("eu", "e1"), Site("us", "u0"), Site("lab", "l0")]
@@ -144,9 +146,9 @@ def test_nobody_waits_longer_for_a_slot_near_the_data_than_bringing_the_data_cos
 
 
 def test_a_swamped_link_is_seen_before_it_is_learned():
-    """A link of which nothing is known is tried with one transfer, and then given as many as fill it."""
+    """A link of which nothing is known is tried with one transfer. Then each follows the one before, a little early."""
     eu = Site("eu", "e")
-    inputs = {f"du{number}": InputView(f"du{number}", 50 * MB, 1, (eu,)) for number in range(40)}
+    inputs = {f"du{number}": InputView(f"du{number}", 200 * MB, 1, (eu,)) for number in range(40)}
     m = Matcher(Policy(Links()), inputs=inputs)
     m.runtimes.observe("", 1.0)
     for name, site, slots in (("eu", eu, 2), ("us", Site("us", "u"), 20)):
@@ -157,10 +159,17 @@ def test_a_swamped_link_is_seen_before_it_is_learned():
     (first,) = [b.unit for b in m.match(0.0).bindings if b.pilot == "us"]
     assert len(m.transit) == 1
     assert m.match(0.0).bindings == []
-    m.policy.links.observe(eu, Site("us", "u"), 50 * MB, 1.0)
+    m.policy.links.observe(eu, Site("us", "u"), 200 * MB, 4.0)
     m.staged(first)
     assert len(m.transit) == 0
-    assert len([b for b in m.match(1.0).bindings if b.pilot == "us"]) == 2
+    next_s = 3.96 - EARLY_S  # 200 MB at what was seen, without the latency of 0.04 s
+    for now in (4.0, 4.0 + next_s):
+        matching = m.match(now)
+        (unit,) = [b.unit for b in matching.bindings if b.pilot == "us"]
+        assert matching.recheck_s == pytest.approx(next_s)
+        assert m.match(now + next_s - 0.01).bindings == []
+        m.policy.links.now = now + next_s
+        m.staged(unit)
 
 
 def test_many_units_of_one_data_unit_count_once_on_the_link():

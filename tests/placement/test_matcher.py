@@ -16,6 +16,15 @@ def matcher(prefer_wait_s=5.0, unknown_s=1.0, **sites):
     return made
 
 
+def brings_ahead(**sites):
+    """A matcher that has data brought ahead, with a pilot of one slot at each site."""
+    made = Matcher(Policy(Links()), ahead=True)
+    for name, site in sites.items():
+        made.add_pilot(name, site, 1)
+        made.add_worker(name, f"{name}-0", 1)
+    return made
+
+
 def bound(m, now=0.0):
     return {binding.unit: binding.pilot for binding in m.match(now).bindings}
 
@@ -389,3 +398,108 @@ def test_a_unit_whose_data_is_late_everywhere_stays_where_it_is():
     submit(m, "a", **reads(m, "du", EU, nbytes=10 * MB))
     assert bound(m) == {"a": "us"}
     assert not any(m.match(float(now)).recalls for now in range(60))
+
+
+def test_the_next_one_is_sent_as_early_as_its_data_takes_to_be_brought():
+    m = Matcher(Policy(Links(), 1.0))
+    reads_at_home(m, 0.1, runs_s=1.0)
+    m.staged("a", 0.6)
+    assert round(m.match(0.5).recheck_s, 6) == 0.3
+    assert bound(m, 0.81) == {"b": "us"}
+
+
+def test_what_reads_the_same_is_run_together_where_the_rest_may_be_sent_elsewhere():
+    """Of six data units at home, each read twice, those are sent that nobody has read there yet."""
+    m = brings_ahead(eu=EU, us=US)
+    m.runtimes.observe("", 1.0)
+    for number in range(12):
+        submit(m, f"cu-{number}", order=number, **reads(m, f"du-{number % 6}", EU, nbytes=10 * MB))
+    matching = m.match(0.0)
+    assert [binding.unit for binding in matching.bindings] == ["cu-0"]
+    assert [copy.du for copy in matching.copies] == ["du-5"], "the last one: it will be run here last"
+    m.release("cu-0")
+    assert bound(m, 1.0) == {"cu-6": "eu"}, "it reads what cu-0 has read, and is worth less elsewhere than the others"
+    m.release("cu-6")
+    assert bound(m, 2.0) == {"cu-1": "eu"}
+
+
+def test_nobody_is_overtaken_by_what_was_submitted_long_after_it():
+    m = brings_ahead(eu=EU, us=US)
+    m.runtimes.observe("", 1.0)
+    for unit, du, order in (("a", 0, 0.0), ("b", 1, 1.0), ("c", 1, 1.0), ("late", 0, 60.0)):
+        submit(m, unit, order=order, **reads(m, f"du-{du}", EU, nbytes=10_000 * MB))
+    assert bound(m) == {"a": "eu"}
+    m.release("a")
+    assert bound(m, 1.0) == {"b": "eu"}
+
+
+def test_as_many_are_brought_at_once_as_ways_are_free():
+    """There and back between two of three sites would leave the third with nothing to do."""
+    m = brings_ahead(eu=EU, us=US, lab=LAB)
+    for number, (one, other) in enumerate([(EU, US), (US, EU), (US, LAB), (LAB, EU)] * 3):
+        for which, site in (("a", one), ("b", other)):
+            reads(m, f"du-{number}{which}", site, nbytes=MB)
+        submit(m, f"cu-{number}", order=0, inputs=(f"du-{number}a", f"du-{number}b"))
+    copies = m.match(0.0).copies
+    assert len(copies) == 3
+    assert {copy.site for copy in copies} == {EU, US, LAB}
+    assert {m.inputs[copy.du].sites[0] for copy in copies} == {EU, US, LAB}
+
+
+def test_what_has_come_to_a_free_place_is_not_sent_on():
+    m = brings_ahead(eu=EU, us=US, lab=LAB)
+    m.runtimes.observe("", 1.0)
+    submit(m, *(f"cu-{number}" for number in range(6)), order=0, **reads(m, "du", EU, US, nbytes=10 * MB))
+    assert sorted(bound(m).values()) == ["eu", "us"]
+    assert m.match(0.5).copies == [], "4 wait at two places: another copy would come when they are done"
+
+
+def test_what_waits_at_two_places_is_work_of_the_one_that_is_free_first():
+    """The other one has too much to do, and what is sent away goes to a third, which has nothing to do."""
+    m = brings_ahead(eu=EU, us=US, lab=LAB)
+    m.runtimes.observe("", 1.0)
+    submit(m, *(f"eu-{number}" for number in range(20)), order=0, **reads(m, "at-eu", EU, nbytes=10 * MB))
+    submit(m, *(f"two-{number}" for number in range(6)), order=1, **reads(m, "at-two", EU, US, nbytes=10 * MB))
+    matching = m.match(0.0)
+    assert {binding.unit: binding.pilot for binding in matching.bindings} == {"eu-0": "eu", "two-0": "us"}
+    assert [(copy.du, copy.site) for copy in matching.copies] == [("at-eu", LAB)]
+
+
+def test_of_equally_near_places_data_is_sent_to_the_one_that_has_less_to_do():
+    m = brings_ahead(eu=EU, us=US, lab=LAB)
+    m.runtimes.observe("", 1.0)
+    submit(m, "busy", pilot="us")
+    submit(m, *(f"eu-{number}" for number in range(20)), order=0, **reads(m, "at-eu", EU, nbytes=100 * MB))
+    assert [copy.site for copy in m.match(0.0).copies] == [LAB]
+
+
+def test_units_of_one_pilot_bring_their_data_though_its_ways_are_taken():
+    m = Matcher(Policy(Links()), ahead=True)
+    m.add_pilot("us", US, 2)
+    for number in range(2):
+        m.add_worker("us", f"us-{number}", 1)
+    for number in range(2):
+        submit(m, f"cu-{number}", pilot="us", **reads(m, f"du-{number}", EU))
+    assert bound(m) == {"cu-0": "us", "cu-1": "us"}, "there is no other place that it could wait for"
+
+
+def test_with_many_waiting_more_is_brought_when_a_way_is_free_and_not_asked_for_before():
+    m = brings_ahead(eu=EU, us=US)
+    m.runtimes.observe("", 1.0)
+    submit(m, "busy", pilot="us")
+    assert bound(m) == {"busy": "us"}
+    m.policy.links.begin(EU, US, 100 * MB, 1)
+    m.policy.links.now = 2.04
+    m.policy.links.observe(EU, US, 100 * MB, 2.04)
+    m.policy.links.end(EU, US)
+    for number in range(1500):
+        submit(m, f"cu-{number}", order=number, **reads(m, f"du-{number}", EU))
+    now, turns, copies = 3.0, 0, 0
+    while now < 9.0:
+        matching = m.match(now)
+        copies += len(matching.copies)
+        assert matching.recheck_s is not None
+        now += matching.recheck_s
+        turns += 1
+    assert copies == 2, "none has ended"
+    assert turns < 40

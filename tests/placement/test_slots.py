@@ -229,3 +229,19 @@ def test_what_leaves_and_what_is_wide_is_held_up_by_nobody() -> None:
     for unit in ("wide", "a"):
         slots.release(unit)
     assert (slots.idle, slots.backlog_s) == (4, pytest.approx(0.0))
+
+
+def test_what_is_about_to_end_is_work_of_its_pilot_still() -> None:
+    slots = pool(1)
+    slots.acquire("a", 1, 1.0)
+    assert slots.leave("a")
+    assert (slots.idle, slots.backlog_s, slots.workers["w0"].backlog_s) == (1, 1.0, 0.0)
+    slots.acquire("b", 1, 1.0)
+    assert slots.backlog_s == 2.0
+    slots.expect("a", 3.0)
+    assert (slots.backlog_s, slots.workers["w0"].backlog_s) == (4.0, 1.0)
+    assert slots.stay("a", 5.0) == "b"
+    assert slots.backlog_s == 6.0
+    slots.release("b")
+    slots.release("a")
+    assert slots.backlog_s == 0.0

@@ -77,8 +77,8 @@ def test_machines_share_what_is_between_their_datacenters():
 def test_transfers_on_a_link_are_counted():
     links = Links()
     alone = links.transfer_s(EU1, US1, GB, 0)
-    links.begin(EU1, US1)
-    links.begin(EU2, US1)
+    links.begin(EU1, US1, GB, 0)
+    links.begin(EU2, US1, GB, 0)
     assert links.transfer_s(EU1, US1, GB, 0) == pytest.approx(3 * alone)
     assert links.transfer_s(EU1, US1, GB, 0, alone=True) == alone
     assert links.transfer_s(US1, EU1, GB, 0) == alone  # the other direction
@@ -92,7 +92,7 @@ def test_inside_of_a_datacenter_there_is_room_until_shown_otherwise():
     links = Links()
     alone = links.transfer_s(EU1, EU2, GB, 0)
     for _ in range(4):
-        links.begin(EU1, EU2)
+        links.begin(EU1, EU2, GB, 0)
     assert links.transfer_s(EU1, EU2, GB, 0) == alone
     for _ in range(30):
         links.observe(EU1, EU2, GB, 4 * alone)
@@ -103,7 +103,8 @@ def test_what_all_get_together_is_learned_apart_from_what_one_gets():
     """Four at a time get 25 MB/s each: the link carries 100 MB/s, and one alone gets no more than what was assumed."""
     links = Links()
     for _ in range(4):
-        links.begin(EU1, US1)
+        links.begin(EU1, US1, GB, 0)
+    links.now = 40.0
     for _ in range(30):
         links.observe(EU1, US1, GB, 40.0)
     assert links.transfer_s(EU1, US1, GB, 0) == pytest.approx(50.0, rel=0.05)  # the fifth
@@ -151,6 +152,18 @@ def test_an_input_comes_from_the_replica_that_is_the_cheapest_to_bring():
     seconds, distance = view.stage(EU1, links)
     assert (seconds, distance) == (links.transfer_s(EU2, EU1, GB, 1), Distance.SAME_DATACENTER)
     assert InputView("du", 0, 0, ()).stage(EU1, links) == (0.0, Distance.OTHER_DATACENTER)
+
+
+def test_a_store_far_away_comes_before_a_cache_as_far():
+    """A cache that is near is as good as a store; one in another datacenter is not, unless it would be much sooner."""
+    links, ap = Links(), Site("ap", "a")
+    view = InputView("du", GB, 1, (US1, EU1), stored=1)
+    assert view.source(ap, links) == US1
+    assert view.source(EU2, links) == EU1
+    links.begin(US1, Site("lab", "l"), GB, 1)
+    assert view.source(ap, links) == EU1, "the way from the store is taken, for as long again"
+    assert InputView("du", GB, 1, (US1, EU1)).source(ap, Links()) == US1
+    assert view.stage(ap, Links())[0] == Links().transfer_s(US1, ap, GB, 1)
 
 
 def stores():

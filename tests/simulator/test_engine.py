@@ -72,6 +72,32 @@ def test_messages_take_time():
     assert simulate(Scenario((Pilot("p", 1, delay_s=1.0),), units), "round-robin").makespan_s == pytest.approx(3)
 
 
+def test_messages_about_what_is_brought_ahead_take_time():
+    scenario = Scenario(
+        (Pilot("p", 1, "here", "here", delay_s=0.5),),
+        (Unit("u", 2.0, ("d",)),),
+        (Store("s", "there", "there"),),
+        (Data("d", 1_000_000, replicas=("s",)),),
+        (Link(1e6, 0.0, ("here", "there")),),
+    )
+    # it is told to bring it, brings it, tells of it, is told to run the unit, runs it
+    assert simulate(scenario, "dpilot").makespan_s == pytest.approx(0.5 + 1.0 + 0.5 + 0.5 + 2.0, abs=1e-3)
+
+
+def test_what_is_brought_ahead_over_one_link_comes_in_turn():
+    """The next one is ordered while the first is being sent, and waits for its connections."""
+    scenario = Scenario(
+        (Pilot("p", 1, "here", "here"),),
+        tuple(Unit(f"u{number}", 0.1, (f"d{number}",)) for number in range(3)),
+        (Store("s", "there", "there"),),
+        tuple(Data(f"d{number}", MB, replicas=("s",)) for number in range(3)),
+        (Link(1.0 * MB, 0.0, ("here", "there")),),
+    )
+    result = simulate(scenario, "dpilot")
+    assert result.trace is not None
+    assert [row["ended_s"] for row in result.trace] == pytest.approx([1.1, 2.1, 3.1], abs=1e-3)
+
+
 def test_a_wide_unit_takes_its_slots():
     units = (Unit("one", 2.0), Unit("wide", 1.0, slots=4), Unit("two", 1.0))
     scenario = Scenario((Pilot("p", 4, workers=2),), units)
