@@ -3,6 +3,7 @@
 from dpilot.data.cache import Cache, entry_name, is_entry
 from dpilot.data.checksum import Hasher
 from dpilot.data.manifest import FileEntry, Manifest
+from dpilot.data.moves import Stop
 from dpilot.data.names import check_name, check_pattern, collect
 from dpilot.data.registered import Registered
 from dpilot.data.retry import Retry
@@ -21,6 +22,7 @@ __all__ = [
     "Registered",
     "Retry",
     "Source",
+    "Stop",
     "Store",
     "check_name",
     "check_pattern",

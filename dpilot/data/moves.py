@@ -16,7 +16,7 @@ from dpilot.data.manifest import FileEntry
 from dpilot.data.retry import RETRY, Retry
 from dpilot.errors import ChecksumError, StoreError, TransferStoppedError
 
-__all__ = ["MAX_TRANSFERS", "Move", "OnBytes", "Terms", "carry_out", "each"]
+__all__ = ["MAX_TRANSFERS", "Move", "OnBytes", "Stop", "Terms", "carry_out", "each"]
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -27,6 +27,23 @@ _SMALL = 8 * 1024 * 1024
 #: Called with the number of bytes that have just moved, by one thread at a time; with a negative number if a file is
 #: begun again. An exception in it ends the transfer, which is also a way to cancel one.
 OnBytes = Callable[[int], object]
+
+
+class Stop(threading.Event):
+    """Ends a transfer once it is set; then what it has made so far is removed, or left where it is.
+
+    It is left by who is given up for lost: somebody else may be making the same thing in the same place by then, and
+    begins with removing what is there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leaves = False
+
+    def abandon(self) -> None:
+        """End the transfer, and leave what there is."""
+        self.leaves = True
+        self.set()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dpilot.data.local import LocalLocation
 from dpilot.data.locate import locate
 from dpilot.data.location import Location
 from dpilot.data.manifest import FileEntry, Manifest
-from dpilot.data.moves import MAX_TRANSFERS, Move, OnBytes, Terms, carry_out
+from dpilot.data.moves import MAX_TRANSFERS, Move, OnBytes, Stop, Terms, carry_out
 from dpilot.data.names import check_names, is_within
 from dpilot.data.retry import RETRY, Retry
 from dpilot.data.sources import Source, expand_sources
@@ -332,11 +332,16 @@ def _into_store(
     terms: Terms,
     kept: Collection[str] = (),
 ) -> Manifest:
-    """Move files into a store and complete its manifest; if anything fails, remove what has no manifest then."""
+    """Move files into a store and complete its manifest; if anything fails, remove what has no manifest then.
+
+    That is not done by who is given up for lost (see :class:`~dpilot.data.moves.Stop`).
+    """
     try:
         entries = carry_out(moves, terms)
         return terms.retry.run(lambda: complete(entries), terms.stop)
     except BaseException:
+        if isinstance(terms.stop, Stop) and terms.stop.leaves:
+            raise
         try:
             listed = store.find_manifest(du) or ()
             names = [*(move.name for move in moves), *kept]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from dpilot.data import Cache, Store
+from dpilot.data import Cache, Stop, Store
 from dpilot.errors import PilotError, StateError
 from dpilot.runtime.jobs import Job
 from dpilot.runtime.places import Place
@@ -55,7 +55,7 @@ class Carrier:
 
     def take(self, id: str, job: bytes) -> None:
         """Carry out a job, pickled, when a thread is free, and tell the scheduler what it gave."""
-        task = self._under_way[id] = _Task(self, id)
+        task = self._under_way[id] = _Task(self, id, is_given=True)
         self._pool.submit(self._answer, task, job)
 
     def carry_out(self, id: str, job: Job) -> tuple[bool, Any, int]:
@@ -84,10 +84,13 @@ class Carrier:
             task.stop.set()
 
     def close(self) -> None:
-        """Stop all jobs."""
+        """Stop all jobs. Those that the scheduler gave to this process it may have given to another one by now."""
         self.is_closed = True
         for task in list(self._under_way.values()):
-            task.stop.set()
+            if task.is_given:
+                task.stop.abandon()
+            else:
+                task.stop.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _answer(self, task: _Task, job: bytes) -> None:
@@ -110,12 +113,13 @@ class Carrier:
 
 
 class _Task:
-    """A job under way; the setting of :class:`~dpilot.runtime.jobs.Job`."""
+    """A job under way; the setting of :class:`~dpilot.runtime.jobs.Job`. Others are given by the scheduler."""
 
-    def __init__(self, carrier: Carrier, id: str) -> None:
+    def __init__(self, carrier: Carrier, id: str, is_given: bool = False) -> None:
         self.id = id
+        self.is_given = is_given
         self.nbytes = 0
-        self.stop = threading.Event()
+        self.stop = Stop()
         self._carrier = carrier
         self._told_at = time.monotonic()
         self._lock = threading.Lock()

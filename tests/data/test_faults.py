@@ -16,7 +16,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from dpilot.data import Manifest, Retry, Source, Store, copy_unit, download, expand_sources, upload, verify
+from dpilot.data import Manifest, Retry, Source, Stop, Store, copy_unit, download, expand_sources, upload, verify
 from dpilot.data.locate import locate
 from dpilot.data.retry import may_pass
 from dpilot.demo import seaweed
@@ -91,6 +91,46 @@ def test_no_thread_is_left_to_the_garbage_collector(make_store: MakeStore, tmp_p
     more = [thread.name for thread in threading.enumerate() if thread not in before]
     assert caught.traceback  # has the frames, and what they read from
     assert not [name for name in more if name.startswith("dpilot-")]
+
+
+def test_who_is_given_up_for_lost_leaves_alone_what_another_is_making(make_store: MakeStore, tmp_path: Path) -> None:
+    source, target = make_store(), make_store()
+    manifest = put(source, DU, tmp_path / "in", {"a": b"1", "b": b"2"})
+    stop, second_is_there, failures = Stop(), threading.Event(), list[PilotError]()
+    first_is_there = threading.Event()
+
+    def at_second_file(action: Callable[[], object]) -> Callable[[int], None]:
+        begun: list[int] = []
+
+        def seen(nbytes: int) -> None:
+            begun.append(nbytes)
+            if begun.count(0) == 2 and nbytes == 0:
+                action()
+
+        return seen
+
+    def is_lost() -> None:
+        first_is_there.set()
+        second_is_there.wait(60)
+
+    def lost() -> None:
+        try:
+            copy_unit(source, target, manifest, max_transfers=1, on_bytes=at_second_file(is_lost), stop=stop)
+        except PilotError as error:
+            failures.append(error)
+
+    def goes_on() -> None:
+        second_is_there.set()
+        thread.join(60)
+
+    thread = threading.Thread(target=lost)
+    thread.start()
+    assert first_is_there.wait(60)
+    stop.abandon()
+    copy_unit(source, target, manifest, max_transfers=1, on_bytes=at_second_file(goes_on))
+    assert not thread.is_alive()
+    assert [type(error) for error in failures] == [TransferStoppedError]
+    assert verify(target, manifest) == []
 
 
 def test_a_source_that_has_grown_since_it_was_found_is_refused(store: Store, tmp_path: Path) -> None:
