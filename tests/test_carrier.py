@@ -7,7 +7,6 @@ import threading
 
 import pytest
 
-from dpilot.data import Stop
 from dpilot.runtime.carrier import Carrier
 from dpilot.runtime.jobs import Setting
 
@@ -21,7 +20,6 @@ class Waits:
     def run(self, setting: Setting) -> None:
         BEGUN.set()
         assert setting.stop.wait(60)
-        assert isinstance(setting.stop, Stop)
         STOPPED.append(setting.stop.leaves)
         ENDED.set()
 
@@ -40,4 +38,5 @@ def test_what_the_scheduler_may_have_given_to_another_one_is_left_when_the_proce
     assert BEGUN.wait(60)
     carrier.close()
     assert ENDED.wait(60)
-    assert STOPPED == [is_given]
+    (leaves,) = STOPPED
+    assert leaves == is_given

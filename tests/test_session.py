@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from distributed import LocalCluster
+from distributed.core import Status
 
+from dpilot.runtime import session
 from dpilot.runtime.session import Session
 
 
@@ -45,3 +51,25 @@ def test_a_thread_that_waits_looks_by_itself(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(KeyboardInterrupt):
         Session.wait_until(session, lambda: False, None, str)
     assert slept == [1.0, 1.0]
+
+
+@pytest.mark.cluster
+def test_an_interrupt_while_the_embedded_scheduler_starts_leaves_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would use its configuration, and make files, after whoever was interrupted has cleaned up."""
+    made: list[LocalCluster] = []
+
+    def slow(**options: Any) -> LocalCluster:
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.3)  # Python tells the main thread meanwhile
+        made.append(LocalCluster(**options))
+        return made[-1]
+
+    monkeypatch.setattr(session, "LocalCluster", slow)
+    monkeypatch.setattr(Session, "_embedded", None)
+    before = dict(Session._sessions)
+    with pytest.raises(KeyboardInterrupt):
+        Session.join()
+    (cluster,) = made
+    assert cluster.status is Status.closed
+    assert Session._sessions == before
+    assert Session._embedded is None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dpilot import config
-from dpilot.data import Cache, Manifest, Retry, Source, Store, copy_unit, upload, verify
+from dpilot.data import Cache, Manifest, Retry, Source, Stop, Store, copy_unit, upload, verify
 from dpilot.runtime.places import Place
 
 __all__ = ["Copy", "Discard", "Fetch", "Job", "Open", "Remove", "Setting", "Verify", "open_store", "terms"]
@@ -21,7 +21,7 @@ __all__ = ["Copy", "Discard", "Fetch", "Job", "Open", "Remove", "Setting", "Veri
 class Setting(Protocol):
     """Where a job is carried out. `stop` is set when it is canceled."""
 
-    stop: threading.Event
+    stop: Stop
 
     def reach(self, place: Place) -> Store:
         """The store, through the worker that sees it where this process does not."""

@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -145,6 +146,18 @@ class Session:
 
     @classmethod
     def _embed(cls) -> Session:
+        """Start a scheduler. Interrupted, wait until it is there, and end it: half of one could not be ended."""
+        with ThreadPoolExecutor(1, thread_name_prefix="dpilot-start") as pool:
+            starting = pool.submit(cls._start)
+            try:
+                return starting.result()
+            except BaseException:
+                if starting.exception() is None:
+                    starting.result().close()
+                raise
+
+    @classmethod
+    def _start(cls) -> Session:
         host = str(config.get("scheduler.host"))
         dashboard = config.get("scheduler.dashboard-address")
         _have_own_handlers()
