@@ -40,6 +40,9 @@ _LATENCY_S = {
 }
 #: How many times longer a transfer may well take over a link of which nothing is known, and if others as long are.
 _DOUBT, _DOUBT_OF_ALIKE = 3.0, 1.5
+#: So many round trips it takes until connections have found out what their way carries, but no more than this part of
+#: what the transfer takes.
+_COLD, _MOST_COLD = 8, 0.5
 #: A transfer that has less of what its link usually gives is held up elsewhere.
 _USUAL = 0.8
 #: How much an estimate changes before decisions that were built on it are taken anew.
@@ -108,6 +111,7 @@ class _Link:
         "capacity",
         "distance",
         "expected",
+        "is_bound",
         "last_told",
         "latency_s",
         "n",
@@ -115,6 +119,7 @@ class _Link:
         "predicted_s",
         "ratio",
         "reverse",
+        "stalled",
         "transfers",
         "ways",
     )
@@ -125,15 +130,22 @@ class _Link:
         self.ways = ways  # between two datacenters, out of the one, and into the other
         self.reverse: _Link | None = None
         self.alone: float | None = None  # bytes per second
+        self.is_bound = False  # whether that is no more than what it is less than
         self.capacity: float | None = None
         self.latency_s: float | None = None
         self.transfers = 0
+        self.stalled = 0  # transfers beside these that all but stand
         self.as_of = -1
         self.expected = 0.0, 0.0  # seconds of a file and of a byte with nothing else on the link, as of that many news
         self.last_told = 0.0
         self.n = 0
         self.ratio = 1.0
         self.predicted_s = self.actual_s = 0.0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it was seen, or stated, what it gives."""
+        return self.alone is not None and not self.is_bound
 
     @property
     def busiest(self) -> int:
@@ -222,13 +234,24 @@ class Links:
         for way in link.ways:
             way.begin(self.now, latency_s, nbytes / way.rate(alone), link)
 
-    def end(self, source: Site, target: Site) -> None:
+    def end(self, source: Site, target: Site, *, was_stalled: bool = False) -> None:
         """A transfer has ended, or will not be made."""
         link = self._link(source, target)
-        if link.transfers:
+        if was_stalled:
+            link.stalled -= 1
+        elif link.transfers:
             link.transfers -= 1
             for way in link.ways:
                 way.end(self.now)
+
+    def stall(self, source: Site, target: Site) -> None:
+        """A transfer all but stands: it takes no room on its link any more, but who has a choice takes another one."""
+        self.end(source, target)
+        self._link(source, target).stalled += 1
+
+    def is_stalled(self, source: Site, target: Site) -> bool:
+        """Whether there is a transfer on a link that all but stands."""
+        return self._link(source, target).stalled > 0
 
     def room_at(self, source: Site, target: Site, nbytes: int, n_files: int) -> float | None:
         """From when on one more transfer would make use of what those under way leave; None: when one has ended.
@@ -240,15 +263,34 @@ class Links:
             return 0.0
         if not link.ways:
             return 0.0 if link.alone is not None or not link.transfers else None
-        if link.alone is None and link.transfers:
+        is_known = link.is_known or (link.reverse is not None and link.reverse.is_known)
+        if link.transfers and not is_known:
             return None
         latency_s, alone, at = self._latency(link) * n_files, self._alone(link), 0.0
         for way in link.ways:
-            way_at = way.room_at(latency_s, nbytes / way.rate(alone), link)
+            way_at = way.room_at(latency_s, nbytes / way.rate(alone), link, is_known)
             if way_at is None:
                 return None
             at = max(at, way_at)
         return at
+
+    def ways(self, source: Site, target: Site, nbytes: int) -> list[tuple[Way, float]]:
+        """What a transfer shares with others, and for how many seconds it takes each."""
+        link = self._link(source, target)
+        alone = self._alone(link)
+        return [(way, nbytes / way.rate(alone)) for way in link.ways]
+
+    def begins_s(self, source: Site, target: Site, nbytes: int) -> float:
+        """How much longer a transfer takes its ways if the one before came over another link.
+
+        It takes over no connections that know the way.
+        """
+        link = self._link(source, target)
+        return min(_COLD * self._latency(link), _MOST_COLD * nbytes / self._alone(link)) if link.ways else 0.0
+
+    def came_last(self, way: Way, source: str | None, target: str | None) -> bool:
+        """Whether the last transfer over a way came from this datacenter to that one."""
+        return way.last is not None and way.last is self._links.get((source, target, False))
 
     def way_in_at(self, site: Site) -> float | None:
         """From when on the way into a datacenter has room, at the soonest; None: when a transfer has ended."""
@@ -286,9 +328,9 @@ class Links:
                 tells = way is link.ways[0] or seen >= way.alone or seen < _USUAL * (link.alone or 0.0)
                 way.learn(self.now, nbytes, seen, beside, tells)
             busiest = max(besides)
-            if link.alone is None:
+            if link.alone is None or link.is_bound:
                 # What others on its way have left of it is no more than what one gets alone.
-                link.alone = max(seen, min(self._alone(link), seen * busiest))
+                link.alone, link.is_bound = max(seen, min(self._alone(link), seen * busiest)), False
             elif seen > link.alone:
                 link.alone = seen  # one that lags may have told less
             elif busiest < NOTABLE:
@@ -320,6 +362,7 @@ class Links:
             return
         if link.capacity is not None:
             link.capacity = min(link.capacity, most * max(1, link.transfers))
+        link.is_bound = not link.is_known
         link.alone = min(self._alone(link), most * max(1, link.busiest))
         if link.ways:
             link.ways[0].lower(link.alone)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from dpilot.placement.agenda import Agenda
 from dpilot.placement.estimates import RunTimes
 from dpilot.placement.heaps import LazyHeap
 from dpilot.placement.slots import PilotSlots
@@ -355,6 +356,7 @@ class Pool:
         self.late: LazyHeap[tuple[float, int, Line]] = LazyHeap(_is_coming)
         # What was so when nothing more could be brought for them, and when that is to be tried again, if at any time.
         self.seen_to: tuple[tuple[int, ...], float | None] = (), None
+        self.agenda: Agenda[Line] = Agenda()  # where they are to run
         self.zones: dict[str | None, Place] = {}  # by datacenter
         self.machines: dict[str, list[Place]] = {}
         self.version = 0  # another one whenever lines may have other homes

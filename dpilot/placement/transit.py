@@ -97,8 +97,7 @@ class Transit:
             if not way.units:
                 del self._ways[key]
                 self.freed += 1
-                if not way.is_overdue:
-                    self._links.end(way.source, key[1])
+                self._links.end(way.source, key[1], was_stalled=way.is_overdue)
                 served = key[0], way.source
                 self._served[served] -= 1
                 if not self._served[served]:
@@ -192,8 +191,8 @@ class Transit:
                 way.due = now + gone_s / 2  # who knows; it is as good a guess as any
                 self._look_at(way.due, key, way)
                 if gone_s >= way.overdue_s:
-                    if not way.is_overdue:  # what all but stands takes no room on its way
-                        self._links.end(way.source, key[1])
+                    if not way.is_overdue:
+                        self._links.stall(way.source, key[1])
                     way.is_overdue = True
                     late.append(key)
         return late

@@ -44,12 +44,13 @@ class Way:
         That are on it now.
     free_at : float
         When what is on it will have been sent, as far as is known.
+    last : object
+        The link that the last transfer goes over.
     """
 
     __slots__ = (
         "_changes",
         "_ended",
-        "_last",
         "_nbytes",
         "_pace",
         "_since",
@@ -60,6 +61,7 @@ class Way:
         "alone",
         "capacity",
         "free_at",
+        "last",
         "transfers",
     )
 
@@ -70,7 +72,7 @@ class Way:
         self.free_at = 0.0
         self._pace = 1.0  # of transfers that follow each other: below 1, if they are no slower for it
         self._take_s: deque[float] = deque()  # of it, what is on it, in turn
-        self._last: object = None
+        self.last: object = None
         self._changes: deque[tuple[float, int]] = deque(maxlen=_MOST_CHANGES)  # when bytes began to flow, or ended
         self._since_try = 0
         self._try_after = _TRY_AFTER
@@ -94,7 +96,7 @@ class Way:
         self._since_try += 1
         self.free_at = max(now, self.free_at) + seconds * self._pace
         self._take_s.append(seconds * self._pace)
-        self._last = link
+        self.last = link
         self._changes.append((now + latency_s, 1))
 
     def end(self, now: float) -> None:
@@ -108,22 +110,22 @@ class Way:
         """How long it takes what is on it to have been sent."""
         return max(0.0, self.free_at - now) if self.transfers else 0.0
 
-    def room_at(self, latency_s: float, seconds: float, link: object = None) -> float | None:
+    def room_at(self, latency_s: float, seconds: float, link: object = None, is_known: bool = False) -> float | None:
         """From when on there is room for a transfer over a link that takes so many seconds; None: nobody knows.
 
         While nothing is known of it, for one at a time.
         """
         if not self.transfers:
             return 0.0
-        if not self.alone:
+        if not self.alone and not is_known:
             return None
         # As many as there are between their first byte's way and their last one's, and one that is late.
         most = min(_MANY, max(_FEW, 1 + ceil(latency_s / seconds) if seconds else _MANY))
-        if self.capacity is not None:
+        if self.capacity is not None and self.alone:
             most = max(most, min(_MANY, int(self.capacity / self.alone + 0.2) + 1))
         if self.transfers >= most:
             return None
-        early_s = min(seconds, EARLY_S) if link is not None and link is self._last else 0.0
+        early_s = min(seconds, EARLY_S) if link is not None and link is self.last else 0.0
         return 0.0 if self._since_try >= self._try_after else self.free_at - early_s
 
     def soonest_at(self) -> float | None:

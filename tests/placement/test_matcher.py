@@ -503,3 +503,68 @@ def test_with_many_waiting_more_is_brought_when_a_way_is_free_and_not_asked_for_
         turns += 1
     assert copies == 2, "none has ended"
     assert turns < 40
+
+
+def bring(m, seconds=1.0, until=30.0):
+    """Have all that is ordered come, each copy so many seconds later; gives the copies and who ran where."""
+    copies, ran, coming, now = [], {}, [], 0.0
+    while now < until:
+        for copy in [each for at, each in coming if at <= now]:
+            view = m.inputs[copy.du]
+            m.inputs[copy.du] = InputView(view.id, view.nbytes, view.n_files, (*view.sites, copy.site), 1)
+            m.policy.links.now = now
+            m.policy.links.observe(view.sites[0], copy.site, view.nbytes, seconds)
+            m.copied(copy.du, copy.site)
+            m.data_changed(copy.du)
+        coming = [(at, each) for at, each in coming if at > now]
+        matching = m.match(now)
+        copies += matching.copies
+        coming += [(now + seconds, each) for each in matching.copies]
+        for binding in matching.bindings:
+            ran[binding.unit] = binding.pilot
+            m.release(binding.unit)
+        now += 0.25
+    return copies, ran
+
+
+def test_a_unit_runs_at_a_third_place_if_what_it_lacks_comes_there_for_others():
+    m = brings_ahead(eu=EU, us=US, lab=LAB)
+    reads(m, "a", EU)
+    reads(m, "b", US)
+    for number in range(3):
+        reads(m, f"l{number}", LAB)
+        submit(m, f"a{number}", order=0, inputs=("a", f"l{number}"))
+        submit(m, f"b{number}", order=0, inputs=("b", f"l{number}"))
+    submit(m, "third", order=0, inputs=("a", "b"))
+    copies, ran = bring(m)
+    assert sorted((copy.du, copy.site) for copy in copies) == [("a", LAB), ("b", LAB)]
+    assert ran == dict.fromkeys([*(f"{x}{number}" for x in "ab" for number in range(3)), "third"], "lab")
+
+
+def test_what_lies_in_three_places_comes_to_one_of_them_piece_by_piece():
+    m = brings_ahead(eu=EU, us=US, lab=LAB)
+    for number in range(3):
+        for site in (EU, US, LAB):
+            reads(m, f"{site.machine}{number}", site, nbytes=10 * MB)
+        submit(m, f"cu-{number}", order=0, inputs=(f"e{number}", f"u{number}", f"l{number}"))
+    copies, ran = bring(m)
+    assert sorted(ran) == ["cu-0", "cu-1", "cu-2"]
+    assert len(copies) == 6
+    assert sorted(ran.values()) == ["eu", "lab", "us"], "each place one: so all ways have as much to do"
+
+
+def test_a_link_on_which_something_all_but_stands_is_used_by_those_who_have_no_other():
+    m = brings_ahead(eu=EU, us=US, lab=LAB)
+    m.policy.links.begin(LAB, EU, 100 * MB, 1)
+    m.policy.links.stall(LAB, EU)
+    for number in range(3):
+        submit(m, f"cu-{number}", order=0, **reads(m, f"du-{number}", Site("far", "f"), nbytes=10 * MB))
+    for number in range(3):
+        for which, site in (("a", EU), ("b", LAB)):
+            reads(m, f"{which}{number}", site, nbytes=10 * MB)
+        submit(m, f"ab-{number}", order=0, inputs=(f"a{number}", f"b{number}"))
+    copies, ran = bring(m)
+    assert len(ran) == 6
+    assert [copy for copy in copies if copy.du.startswith("b") and copy.site == EU] == []
+    m.policy.links.end(LAB, EU, was_stalled=True)
+    assert not m.policy.links.is_stalled(LAB, EU)
