@@ -300,7 +300,7 @@ class Links:
     def doubt(self, source: Site, target: Site) -> float:
         """How many times longer than expected a transfer may well take: 1 where some were seen, or it is stated."""
         link = self._link(source, target)
-        if link.alone is not None or not link.ways:
+        if link.is_known or not link.ways:
             return 1.0
         return _DOUBT_OF_ALIKE if link.distance in self._seen else _DOUBT
 
