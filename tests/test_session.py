@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,22 +53,42 @@ def test_a_thread_that_waits_looks_by_itself(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.cluster
-def test_an_interrupt_while_the_embedded_scheduler_starts_leaves_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_interrupt_while_the_embedded_scheduler_starts_leaves_none_behind(
+    monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
     """It would use its configuration, and make files, after whoever was interrupted has cleaned up."""
     made: list[LocalCluster] = []
 
-    def slow(**options: Any) -> LocalCluster:
-        signal.raise_signal(signal.SIGINT)
-        time.sleep(0.3)  # Python tells the main thread meanwhile
+    def interrupted(**options: Any) -> LocalCluster:
+        if when == "before":
+            signal.raise_signal(signal.SIGINT)
         made.append(LocalCluster(**options))
+        if when == "after":
+            signal.raise_signal(signal.SIGINT)
         return made[-1]
 
-    monkeypatch.setattr(session, "LocalCluster", slow)
+    monkeypatch.setattr(session, "LocalCluster", interrupted)
     monkeypatch.setattr(Session, "_embedded", None)
-    before = dict(Session._sessions)
+    before, handler = dict(Session._sessions), signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         Session.join()
     (cluster,) = made
     assert cluster.status is Status.closed
     assert Session._sessions == before
     assert Session._embedded is None
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_second_interrupt_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hangs() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("it goes on")
+
+    monkeypatch.setattr(Session, "_start", hangs)
+    monkeypatch.setattr(Session, "_embedded", None)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        Session.join()
+    assert signal.getsignal(signal.SIGINT) is handler

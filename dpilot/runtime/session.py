@@ -7,13 +7,14 @@ import copy
 import logging
 import pickle
 import queue
+import signal
 import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, Protocol
 
 from dask._task_spec import Task, TaskRef
@@ -69,6 +70,31 @@ def _have_own_handlers() -> None:
     for name, log in list(logging.root.manager.loggerDict.items()):
         if isinstance(log, logging.Logger) and name.partition(".")[0] == "dpilot":
             log.handlers = [copy.copy(handler) if handler in shared else handler for handler in log.handlers]
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Have signals that Python code handles, such as interrupts, wait until this is done; not a second one."""
+    received: list[int] = []
+    usual: dict[int, Any] = {}
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            usual[number](number, frame)
+
+    try:
+        if threading.current_thread() is threading.main_thread():  # no other one gets any
+            for kind in (signal.SIGINT, signal.SIGTERM):
+                if callable(handler := signal.getsignal(kind)):
+                    usual[kind] = handler
+                    signal.signal(kind, hold)
+        yield
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+        if len(received) == 1:
+            signal.raise_signal(received[0])
 
 
 def future_key(obj: Any) -> str | None:
@@ -146,15 +172,17 @@ class Session:
 
     @classmethod
     def _embed(cls) -> Session:
-        """Start a scheduler. Interrupted, wait until it is there, and end it: half of one could not be ended."""
-        with ThreadPoolExecutor(1, thread_name_prefix="dpilot-start") as pool:
-            starting = pool.submit(cls._start)
-            try:
-                return starting.result()
-            except BaseException:
-                if starting.exception() is None:
-                    starting.result().close()
-                raise
+        """Start a scheduler. An interrupt waits until it is there, and ends it: half of one could not be ended."""
+        session = None
+        try:
+            with _held_back():
+                session = cls._start()
+        except BaseException:
+            if session is not None:
+                with _held_back():
+                    session.close()
+            raise
+        return session
 
     @classmethod
     def _start(cls) -> Session:
