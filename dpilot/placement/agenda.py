@@ -111,7 +111,8 @@ class _Search:
                         copies[copy.id] = len(copies)
                         self.takes.append([(lanes.setdefault(on, len(lanes)), seconds) for on, seconds in copy.takes])
                     numbers.append(copies[copy.id])
-                own.append((lanes.setdefault(option.place, len(lanes)), option.run_s, tuple(numbers)))
+                each = tuple(dict.fromkeys(numbers))  # one may be named twice
+                own.append((lanes.setdefault(option.place, len(lanes)), option.run_s, each))
             self.options.append(own)
         self.load = [busy_s.get(lane, 0.0) for lane in lanes]
         self.users: list[set[int]] = [set() for _ in copies]

@@ -11,7 +11,7 @@ open shop, whose machines are the ways.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, MutableMapping, Sequence
 from typing import NamedTuple
 
 __all__ = ["Flow", "foremost"]
@@ -60,7 +60,12 @@ class Flow(NamedTuple):
         return at + max(self.copies[copy])
 
 
-def foremost(flows: Sequence[Flow], free_at: Mapping[Hashable, float], last: Mapping[Hashable, int]) -> int:
+def foremost(
+    flows: Sequence[Flow],
+    free_at: Mapping[Hashable, float],
+    last: Mapping[Hashable, int],
+    among: Collection[int] | None = None,
+) -> int:
     """The flow of which one copy should come before all others.
 
     Parameters
@@ -71,6 +76,8 @@ def foremost(flows: Sequence[Flow], free_at: Mapping[Hashable, float], last: Map
         By way: when it is free.
     last : mapping
         By way: the number of the flow to which what came over it last belongs, or -1.
+    among : collection of int, optional
+        Numbers of flows: one of these it shall be.
 
     Returns
     -------
@@ -82,10 +89,10 @@ def foremost(flows: Sequence[Flow], free_at: Mapping[Hashable, float], last: Map
         for copy in flow.copies:
             for way, seconds in zip(flow.ways, copy, strict=True):
                 load_s[way] = load_s.get(way, 0.0) + seconds
-    some = [number for number, flow in enumerate(flows) if flow.copies]
+    some = [number for number, flow in enumerate(flows) if flow.copies and (among is None or number in among)]
     n_copies = sum(len(flow.copies) for flow in flows)
     if len(_RULES) * len(some) ** 2 * n_copies > _MOST_STEPS:
-        left = [len(flow.copies) for flow in flows]
+        left = [len(flow.copies) if number in some else 0 for number, flow in enumerate(flows)]
         return _next(flows, left, free_at, last, load_s, _RULES[-1])
 
     def rank(number: int) -> tuple[float, float, float]:

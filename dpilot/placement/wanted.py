@@ -83,8 +83,8 @@ class Wanted(Copies):
             while wanting and len(aside) < most:
                 entry = heapq.heappop(wanting)
                 line = entry[3]
-                if not line.length or not line.is_coming or line.is_asked:
-                    continue
+                if not line.length or not line.is_coming or line.is_asked or line in aside:
+                    continue  # of several entries of a line, the first is the most urgent
                 options = self._options(line, now)
                 if options and not options[0].missing:
                     line.is_asked = True  # it is on its way
@@ -180,17 +180,26 @@ class Wanted(Copies):
         found: Mapping[Line, list[Option]],
         now: float,
     ) -> list[_Choice]:
-        """What is brought next, of what the agenda says."""
-        choices: dict[_Key, _Choice] = {}
-        first = min(entries[line][0] for line in found)
+        """What is brought next of what the agenda says: for the most urgent lines first, then over other ways."""
+        by_rank: dict[float, dict[_Key, _Choice]] = {}
         for line, option in self._venues(pool, found, now).items():
-            is_all = len(option.missing) == 1
+            if not option.missing:  # it is on its way to there
+                if line.target is None:
+                    self._settle(line, option.place, now)
+                line.is_asked = True
+                continue
+            rank, is_all = entries[line][0], len(option.missing) == 1
+            choices = by_rank.setdefault(rank, {})
             for view in option.missing:  # one by one: they share the way into the place
                 own = option if is_all else self._option(line, option.place, [view], now, is_all=False)
                 before = choices.get((view.id, option.place.site))
-                if entries[line][0] == first and (before is None or own.score < before.option.score):
-                    choices[view.id, option.place.site] = _Choice(first, own, line)
-        return self._in_turn(choices, now)
+                if before is None or own.score < before.option.score:
+                    choices[view.id, option.place.site] = _Choice(rank, own, line)
+        taken: dict[Hashable, float] = {}
+        chosen: list[_Choice] = []
+        for rank in sorted(by_rank):
+            chosen += self._in_turn(by_rank[rank], taken, now)
+        return chosen
 
     def _venues(self, pool: Pool, found: Mapping[Line, list[Option]], now: float) -> dict[Line, Option]:
         """Where lines should run, so that the ways and the places have as little to do as can be."""
@@ -226,8 +235,11 @@ class Wanted(Copies):
         chosen = pool.agenda.revise({line: own for line, own in venues.items() if own}, busy_s)
         return {line: found[line][number] for line, number in chosen.items()}
 
-    def _in_turn(self, choices: Mapping[_Key, _Choice], now: float) -> list[_Choice]:
-        """What may begin now, with all that is to be brought after it in mind."""
+    def _in_turn(self, choices: Mapping[_Key, _Choice], taken: dict[Hashable, float], now: float) -> list[_Choice]:
+        """What may begin now, with all that is to be brought after it in mind.
+
+        `taken` are ways on which something begins now, or waits for its others, and until when; further ones are added.
+        """
         links = self._matcher.policy.links
         flows: dict[_Ends, list[tuple[_Choice, list[tuple[Way, float]]]]] = {}
         begins_s: dict[_Ends, float] = {}
@@ -242,27 +254,32 @@ class Wanted(Copies):
         last: dict[Hashable, int] = {}  # by way: the flow that came last
         for number, (ends, those) in enumerate(flows.items()):
             for way, _ in those[0][1]:
-                free_at[way] = now + way.wait_s(now)
+                free_at[way] = max(now + way.wait_s(now), taken.get(way, 0.0))
                 if links.came_last(way, *ends):
                     last[way] = number
                 else:
                     last.setdefault(way, -1)
-        chosen, taken, rest = list[_Choice](), set[Hashable](), list(flows.values())
-        while any(rest):
-            queues = [
-                Flow(tuple(way for way, _ in those[0][1]), [tuple(s for _, s in takes) for _, takes in left], begin_s)
-                for those, left, begin_s in zip(flows.values(), rest, begins_s.values(), strict=True)
-            ]
-            number = foremost(queues, free_at, last)
+        queues = [
+            Flow(tuple(way for way, _ in those[0][1]), [tuple(s for _, s in takes) for _, takes in those], begin_s)
+            for those, begin_s in zip(flows.values(), begins_s.values(), strict=True)
+        ]
+        lines = list(flows.values())
+        chosen: list[_Choice] = []
+        among = set(range(len(queues)))
+        while any(taken.keys().isdisjoint(queues[number].ways) for number in among):
+            number = foremost(queues, free_at, last, among)
             flow = queues[number]
-            if not taken.isdisjoint(flow.ways):
-                break  # it comes after one of these
-            choice = rest[number][0][0]
-            rest[number] = rest[number][1:]
-            if self._has_room(choice.option.missing, choice.option.place.site, now):
-                chosen.append(choice)
-            flow.take(number, free_at, last)
-            taken.update(flow.ways)
+            if taken.keys().isdisjoint(flow.ways):
+                choice, _ = lines[number][0]
+                if self._has_room(choice.option.missing, choice.option.place.site, now):
+                    chosen.append(choice)
+                flow.take(number, free_at, last)
+                queues[number], lines[number] = flow._replace(copies=flow.copies[1:]), lines[number][1:]
+                if not lines[number]:
+                    among.discard(number)
+            else:
+                among.discard(number)  # it comes after one of these, and before others on its ways
+            taken.update((way, free_at[way]) for way in flow.ways)
         return chosen
 
     # -- many lines, of which some are compared

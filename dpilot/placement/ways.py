@@ -130,7 +130,7 @@ class Way:
 
     def soonest_at(self) -> float | None:
         """The same of the transfer for which there is room first."""
-        at = self.room_at(1.0, 0.0)
+        at = self.room_at(1.0, 0.0, is_known=True)
         return at - min(self._take_s[-1], EARLY_S) if at else at
 
     def beside(self, now: float, seconds: float) -> float:

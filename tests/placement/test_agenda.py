@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpilot.placement import agenda as agenda_module
 from dpilot.placement.agenda import Agenda, Copy, Venue
 
 SITES = ("eu", "us", "ap")
@@ -124,3 +125,28 @@ def test_it_is_the_same_for_short_and_for_long_work(scale: float) -> None:
         }
 
     assert Agenda[str]().revise(cycle(scale), {}) == Agenda[str]().revise(cycle(1.0), {})
+
+
+def test_a_copy_that_is_named_twice_is_brought_once() -> None:
+    """Of two files of one site, both begin with the same link; one data unit may be read twice."""
+    link = Copy(("us", "eu"), (("to eu", 0.5),))
+    both = tuple(Copy((du, "eu"), (("to eu", 1.0),)) for du in "ab")
+    found = {
+        n: [Venue("eu", 0.0, (*both, link, link, both[0])), Venue("ap", 0.0, (Copy(n, (("x", 9.0),)),))] for n in "123"
+    }
+    agenda = Agenda[str]()
+    for _ in range(5):
+        assert agenda.revise(found, {}) == {"1": 0, "2": 0, "3": 0}
+    search = agenda_module._Search(found.values(), {}, 0.0)
+    search.begin([None, None, None])
+    search.improve(0, 10)
+    assert sorted(search.load) == pytest.approx([0.0, 0.0, 0.0, 2.5])
+
+
+def test_a_place_is_kept_unless_another_one_is_clearly_better() -> None:
+    homes = {f"du{n}": "us" for n in range(5)}
+    found = {du: [option for option in options(homes, (du,)) if option.place != "us"] for du in homes}
+    agenda = Agenda[str]()
+    first = agenda.revise(found, {"to eu": 2.0})
+    assert agenda.revise(found, {"to eu": 1.95, "to ap": 0.05}) == first
+    assert agenda.revise(found, {"to eu": 0.0, "to ap": 4.0}) != first

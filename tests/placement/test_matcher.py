@@ -568,3 +568,30 @@ def test_a_link_on_which_something_all_but_stands_is_used_by_those_who_have_no_o
     assert [copy for copy in copies if copy.du.startswith("b") and copy.site == EU] == []
     m.policy.links.end(LAB, EU, was_stalled=True)
     assert not m.policy.links.is_stalled(LAB, EU)
+
+
+def test_who_is_urgent_and_cannot_be_served_keeps_nobody_else_from_his_data():
+    """Nothing can be brought to where no worker is yet."""
+    m = brings_ahead(eu=EU, us=US)
+    m.add_pilot("lab", LAB, 1)
+    for which in "xy":
+        reads(m, which, Site("far", which), nbytes=10 * MB)
+    submit(m, "urgent", priority=1.0, site=LAB, require=True, inputs=("x", "y"))
+    for number in range(6):
+        for which, site in (("e", EU), ("u", US)):
+            reads(m, f"{which}{number}", site, nbytes=10 * MB)
+        submit(m, f"cu-{number}", order=0, inputs=(f"e{number}", f"u{number}"))
+    assert {copy.site for copy in m.match(0.0).copies} == {EU, US}
+
+
+def test_the_most_urgent_unit_of_a_line_says_when_its_data_is_brought():
+    for more in (0, 1):
+        m = brings_ahead(eu=EU, us=US)
+        for number in range(4):
+            for which, site in (("e", EU), ("u", US)):
+                reads(m, f"{which}{number}", site, nbytes=10 * MB)
+            submit(m, f"cu-{number}", order=0, inputs=(f"e{number}", f"u{number}"))
+        submit(m, "high", priority=5.0, order=0, inputs=("e3", "u3"))
+        if more:
+            submit(m, "low", "lower", priority=-1.0, order=0, inputs=("e3", "u3"))
+        assert m.match(0.0).copies[0].du in ("e3", "u3")
