@@ -64,9 +64,11 @@ class Copies:
             return place if place.could(line.need) and _carrier(place) is not None else None
         pilots = [place.first(), *islice(place.pilots.values(), MOST_PILOTS)]
         machines = [
-            pilot.places[-1]
+            machine
             for pilot in pilots
             if pilot is not None and pilot.site.machine is not None and pilot.slots.open and pilot.could(line.need)
+            for machine in pilot.places
+            if machine.site.machine is not None and line.pool.has(machine)
         ]
         runtimes = self._matcher.runtimes
         return min(machines, key=lambda machine: machine.tail_s(runtimes), default=None)

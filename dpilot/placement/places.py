@@ -391,13 +391,14 @@ class Pool:
 
     def remove(self, pilot: Pilot) -> list[Place]:
         """Forget a pilot. Returns the places that it belonged to."""
-        left = [place for place in pilot.places if self._has(place)]
+        left = [place for place in pilot.places if self.has(place)]
         for place in left:
             pilot.leave(place)
         self.version += 1
         return left
 
-    def _has(self, place: Place) -> bool:
+    def has(self, place: Place) -> bool:
+        """Whether a place is of this pool."""
         while place.parent is not None:
             place = place.parent
         return place is self.root

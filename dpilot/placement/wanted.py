@@ -238,7 +238,7 @@ class Wanted(Copies):
     def _in_turn(self, choices: Mapping[_Key, _Choice], taken: dict[Hashable, float], now: float) -> list[_Choice]:
         """What may begin now, with all that is to be brought after it in mind.
 
-        `taken` are ways on which something begins now, or waits for its others, and until when; further ones are added.
+        `taken` are ways on which something begins now, or as soon as there is room, and until when; more are added.
         """
         links = self._matcher.policy.links
         flows: dict[_Ends, list[tuple[_Choice, list[tuple[Way, float]]]]] = {}
@@ -275,11 +275,11 @@ class Wanted(Copies):
                     chosen.append(choice)
                 flow.take(number, free_at, last)
                 queues[number], lines[number] = flow._replace(copies=flow.copies[1:]), lines[number][1:]
+                taken.update((way, free_at[way]) for way in flow.ways)
                 if not lines[number]:
                     among.discard(number)
             else:
-                among.discard(number)  # it comes after one of these, and before others on its ways
-            taken.update((way, free_at[way]) for way in flow.ways)
+                among.discard(number)  # it comes after one of these
         return chosen
 
     # -- many lines, of which some are compared

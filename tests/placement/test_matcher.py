@@ -595,3 +595,31 @@ def test_the_most_urgent_unit_of_a_line_says_when_its_data_is_brought():
         if more:
             submit(m, "low", "lower", priority=-1.0, order=0, inputs=("e3", "u3"))
         assert m.match(0.0).copies[0].du in ("e3", "u3")
+
+
+def test_a_link_with_much_to_do_keeps_nobody_from_ways_that_it_leaves():
+    far = Site("far", "f")
+    sites = {"eu": EU, "us": US, "lab": LAB, "far": far}
+    m = brings_ahead(**sites)
+    for here, there, number in (
+        ("eu", "us", 20),
+        *((one, other, 2) for one in sites for other in sites if one != other),
+    ):
+        for each in range(number):
+            du = f"{here}-{there}-{number}-{each}"
+            reads(m, du, sites[here], nbytes=10 * MB)
+            submit(m, f"cu-{du}", order=0, site=sites[there], require=True, inputs=(du,))
+    copies = m.match(0.0).copies
+    assert {copy.site for copy in copies} == set(sites.values())
+    assert {m.inputs[copy.du].sites[0] for copy in copies} == set(sites.values())
+
+
+def test_data_is_brought_also_where_units_were_submitted_to_a_pilot_directly():
+    m = brings_ahead(eu=EU, us=US)
+    submit(m, "own", pilot="eu", kind="own")
+    assert bound(m) == {"own": "eu"}
+    for number in range(4):
+        submit(m, f"cu-{number}", order=0, **reads(m, f"du-{number}", Site("far", "f"), nbytes=10 * MB))
+    copies, ran = bring(m)
+    assert sorted(copy.du for copy in copies) == [f"du-{number}" for number in range(4)]
+    assert len(ran) == 4
