@@ -77,6 +77,7 @@ class Wanted(Copies):
             most = _MOST_TOGETHER
         else:
             most = _MOST_COMPARED if len(wanting) <= FEW_WAITING else _LEAST_COMPARED
+        known: dict[Line, list[Option]] = {}  # since the last turn
         while wanting:
             aside: dict[Line, tuple[float, float, int, Line]] = {}
             found: dict[Line, list[Option]] = {}
@@ -85,7 +86,7 @@ class Wanted(Copies):
                 line = entry[3]
                 if not line.length or not line.is_coming or line.is_asked or line in aside:
                     continue  # of several entries of a line, the first is the most urgent
-                options = self._options(line, now)
+                options = known[line] if line in known else self._options(line, now)
                 if options and not options[0].missing:
                     line.is_asked = True  # it is on its way
                     if line.target is None:
@@ -95,6 +96,8 @@ class Wanted(Copies):
                 found[line] = options
             if most == _MOST_TOGETHER and self._is_worth_a_plan(found):
                 chosen = self._planned(pool, aside, found, now)
+                brought = {view.id for choice in chosen for view in choice.option.missing}
+                known = {line: options for line, options in found.items() if brought.isdisjoint(line.request.inputs)}
             else:
                 pool.agenda.forget()
                 chosen = self._compared(aside, found, now)
