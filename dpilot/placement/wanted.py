@@ -24,8 +24,9 @@ __all__ = ["FEW_WAITING", "Wanted"]
 
 #: While no more units wait, it is looked at every time whether data should be brought.
 FEW_WAITING = 1000
-#: So many lines are seen together, if what they lack takes so long to be brought that it is worth some thought.
-_MOST_TOGETHER, _WORTH_S = 96, 0.05
+#: So many lines are seen together, if to bring what one lacks takes so long for each option that all of them have: that
+#: is worth some thought.
+_MOST_TOGETHER, _WORTH_S = 96, 0.0005
 #: How many lines are compared before the data of one is brought, while few wait and while many do.
 _MOST_COMPARED, _LEAST_COMPARED = 32, 2
 #: How many of the readers of a data unit are looked at.
@@ -174,7 +175,8 @@ class Wanted(Copies):
     def _is_worth_a_plan(self, found: Mapping[Line, list[Option]]) -> bool:
         """Whether there are some to be seen together, and to bring what they lack takes longer than to think of it."""
         took_s = [options[0].stage_s for options in found.values() if options]
-        return len(took_s) > _LEAST_COMPARED and sum(took_s) >= _WORTH_S * len(took_s)
+        thought_s = _WORTH_S * sum(map(len, found.values()))
+        return len(took_s) > _LEAST_COMPARED and sum(took_s) >= thought_s * len(took_s)
 
     def _planned(
         self,

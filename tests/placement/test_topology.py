@@ -202,3 +202,16 @@ def test_that_an_unknown_link_does_not_give_more_is_not_to_know_what_it_gives():
     assert links.transfer_s(EU1, US1, GB, 1, alone=True) == pytest.approx(100.0, rel=0.01)
     assert links.doubt(EU1, US1) == 1.0
     assert links.room_at(EU1, US1, GB, 1) is not None
+
+
+def test_it_is_known_over_which_link_the_last_transfer_came():
+    links = Links()
+    (_, _), (out, _), (into, _) = links.ways(EU1, US1, GB)
+    assert not links.came_last(out, "eu", "us")
+    links.begin(EU1, US1, GB, 1)
+    assert links.came_last(out, "eu", "us")
+    assert links.came_last(into, "eu", "us")
+    links.begin(EU1, Site("lab"), GB, 1)
+    assert not links.came_last(out, "eu", "us")
+    assert links.came_last(out, "eu", "lab")
+    assert links.came_last(into, "eu", "us")
