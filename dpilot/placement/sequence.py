@@ -140,6 +140,6 @@ def _next(
     for number, flow in enumerate(flows):
         if left[number]:
             rank = rule(flow.begins(number, free_at, last), max([load_s[way] for way in flow.ways]))
-            if rank < least:
+            if best < 0 or rank < least:
                 best, least = number, rank
     return best
