@@ -128,7 +128,7 @@ class Pilot:
         room = slots.has_room(0.0)
         entry = (slots.idle == 0, self.load, self.name, self.stamp, self)
         for place in self.places:
-            place.backlog_s += more_s
+            place.backlog_s = max(0.0, place.backlog_s + more_s)  # rounded, it could be less than none
             if room:
                 place.offer(entry)
 

@@ -108,6 +108,25 @@ def test_slots_go_to_those_whose_data_lies_there():
     assert bound(m) == {"eu2": "eu"}
 
 
+def test_what_is_rounded_while_units_end_leaves_no_less_than_nothing_to_do():
+    """0.1 + 0.7 - 0.7 - 0.1 is less than nothing: the look for a queue that grew shorter would never end."""
+    m = Matcher(Policy(Links()), unknown_runtime_s=0.0)
+    m.runtimes.observe("short", 0.1)
+    m.runtimes.observe("long", 0.7)
+    for pilot in ("short", "long"):
+        m.add_pilot(pilot, EU, 2)
+        m.add_worker(pilot, f"{pilot}-0", 1)
+        submit(m, pilot, kind=pilot, pilot=pilot)
+    assert len(bound(m)) == 2
+    submit(m, "wide", slots=2, site=EU)
+    m.release("long")
+    assert bound(m) == {}
+    m.release("short")
+    assert bound(m) == {}
+    m.add_worker("short", "short-1", 1)
+    assert bound(m) == {"wide": "short"}
+
+
 def test_a_swamped_site_spills_over_where_that_ends_earlier():
     m = matcher(eu=EU, us=US)
     m.runtimes.observe("", 1.0)
