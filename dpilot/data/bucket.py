@@ -218,11 +218,8 @@ class Bucket:
                     future.cancel()
                     _ahead.release()
 
-    def _get(self, key: str, part: range) -> obstore.GetResult:
-        return obstore.get(self._store, key, options={"range": (part.start, part.stop)})
-
     def _stream(self, key: str, part: range) -> Iterable[Buffer]:
-        return self._get(key, part).stream(_PIECE)
+        return obstore.get(self._store, key, options={"range": (part.start, part.stop)}).stream(_PIECE)
 
     async def _share(self, key: str, part: range) -> tuple[int, memoryview]:
         """How large an object is, and part of it.

@@ -67,6 +67,11 @@ class Terms:
     retry: Retry = RETRY
     stop: threading.Event = field(default_factory=threading.Event)
 
+    def check(self) -> None:
+        """Raise, if the transfer was stopped."""
+        if self.stop.is_set():
+            raise TransferStoppedError("the transfer was stopped before it was complete")
+
 
 @dataclass(slots=True)
 class Move:
@@ -116,8 +121,7 @@ def each(work: Callable[[_T, OnBytes], _R], items: Sequence[_T], terms: Terms, t
     lock = threading.Lock()
 
     def progress(nbytes: int) -> None:
-        if terms.stop.is_set():
-            raise TransferStoppedError("the transfer was stopped before it was complete")
+        terms.check()
         if terms.on_bytes is not None:
             with lock:
                 terms.on_bytes(nbytes)

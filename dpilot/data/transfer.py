@@ -17,7 +17,7 @@ from dpilot.data.names import check_names, is_within
 from dpilot.data.retry import RETRY, Retry
 from dpilot.data.sources import Source, expand_sources
 from dpilot.data.store import Store
-from dpilot.errors import DataError, DescriptionError, PilotError, StagingError, TransferStoppedError
+from dpilot.errors import DataError, DescriptionError, PilotError, StagingError
 
 __all__ = ["copy_files", "copy_unit", "download", "fetch", "target_directory", "upload"]
 
@@ -338,8 +338,7 @@ def _into_store(
     """
     try:
         entries = carry_out(moves, terms)
-        if terms.stop.is_set():
-            raise TransferStoppedError("the transfer was stopped before it was complete")
+        terms.check()
         return terms.retry.run(lambda: complete(entries), terms.stop)
     except BaseException:
         if isinstance(terms.stop, Stop) and terms.stop.leaves:
