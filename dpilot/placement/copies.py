@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from math import inf
 from typing import NamedTuple
@@ -86,10 +86,8 @@ class Copies:
 
     def _has_room(self, missing: Sequence[InputView], site: Site, now: float) -> bool:
         """Whether the ways of some data units to a site have room for them now; if only it is too soon, till when."""
-        links = self._matcher.policy.links
-        sources = [(source, view) for view in missing if (source := view.source(site, links)) is not None]
-        next_at = 0.0
-        for source, view in sources:
+        links, next_at = self._matcher.policy.links, 0.0
+        for view, source in self._sources(missing, site):
             at = links.room_at(source, site, view.nbytes, view.n_files)
             if at is None:
                 return False
@@ -103,11 +101,16 @@ class Copies:
     def _stage_s(self, views: Sequence[InputView], site: Site) -> float:
         """How long it may take to bring some data units to a site."""
         links, seconds = self._matcher.policy.links, 0.0
-        for view in views:
-            source = view.source(site, links)
-            if source is not None:
-                seconds += view.stage_s(site, links) * links.doubt(source, site)
+        for view, source in self._sources(views, site):
+            seconds += view.stage_s(site, links) * links.doubt(source, site)
         return seconds
+
+    def _sources(self, views: Sequence[InputView], site: Site) -> Iterator[tuple[InputView, Site]]:
+        """From where some data units, of those that are anywhere, are to be brought to a site."""
+        for view in views:
+            source = view.source(site, self._matcher.policy.links)
+            if source is not None:
+                yield view, source
 
     def _tail_s(self, place: Place, line: Line, now: float) -> float:
         """When a place will have done what it has, as far as run times were seen; half of what runs there has run."""
@@ -132,6 +135,12 @@ class Copies:
             copies.append(Copying(view.id, carrier.name, option.place.site))
         if goes and line.queues[0].place is not option.place:
             self._settle(line, option.place, now)
+
+    def _expect(self, line: Line, place: Place, now: float) -> None:
+        """What a line lacks is on its way to a place already."""
+        if line.target is None:
+            self._settle(line, place, now)
+        line.is_asked = True
 
     def _settle(self, line: Line, place: Place, now: float) -> None:
         """A place is the home of a line from now on."""

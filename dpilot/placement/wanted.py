@@ -51,6 +51,8 @@ class _Choice(NamedTuple):
 
 #: What may be brought at once, by the ways that it takes.
 _ByWays = list[tuple[frozenset[tuple[str, str | None]], _Choice]]
+#: Of the heap of lines that want something: rank, bytes a unit, number.
+_Entry = tuple[float, float, int, Line]
 #: A data unit and the machine that it is to be brought to; the datacenters at the ends of a link.
 _Key = tuple[str, Site]
 _Ends = tuple[str | None, str | None]
@@ -80,7 +82,7 @@ class Wanted(Copies):
             most = _MOST_COMPARED if len(wanting) <= FEW_WAITING else _LEAST_COMPARED
         known: dict[Line, list[Option]] = {}  # since the last turn
         while wanting:
-            aside: dict[Line, tuple[float, float, int, Line]] = {}
+            aside: dict[Line, _Entry] = {}
             found: dict[Line, list[Option]] = {}
             while wanting and len(aside) < most:
                 entry = heapq.heappop(wanting)
@@ -89,9 +91,7 @@ class Wanted(Copies):
                     continue  # of several entries of a line, the first is the most urgent
                 options = known[line] if line in known else self._options(line, now)
                 if options and not options[0].missing:
-                    line.is_asked = True  # it is on its way
-                    if line.target is None:
-                        self._settle(line, options[0].place, now)
+                    self._expect(line, options[0].place, now)
                     continue
                 aside[line] = entry
                 found[line] = options
@@ -128,8 +128,7 @@ class Wanted(Copies):
 
     def _is_stalled(self, option: Option) -> bool:
         links, site = self._matcher.policy.links, option.place.site
-        sources = (view.source(site, links) for view in option.missing)
-        return any(source is not None and links.is_stalled(source, site) for source in sources)
+        return any(links.is_stalled(source, site) for _, source in self._sources(option.missing, site))
 
     def _option(self, line: Line, place: Place, missing: list[InputView], now: float, *, is_all: bool = True) -> Option:
         links = self._matcher.policy.links
@@ -181,17 +180,15 @@ class Wanted(Copies):
     def _planned(
         self,
         pool: Pool,
-        entries: Mapping[Line, tuple[float, float, int, Line]],
+        entries: Mapping[Line, _Entry],
         found: Mapping[Line, list[Option]],
         now: float,
     ) -> list[_Choice]:
         """What is brought next of what the agenda says: for the most urgent lines first, then over other ways."""
         by_rank: dict[float, dict[_Key, _Choice]] = {}
         for line, option in self._venues(pool, found, now).items():
-            if not option.missing:  # it is on its way to there
-                if line.target is None:
-                    self._settle(line, option.place, now)
-                line.is_asked = True
+            if not option.missing:
+                self._expect(line, option.place, now)
                 continue
             rank, is_all = entries[line][0], len(option.missing) == 1
             choices = by_rank.setdefault(rank, {})
@@ -268,21 +265,19 @@ class Wanted(Copies):
             Flow(tuple(way for way, _ in those[0][1]), [tuple(s for _, s in takes) for _, takes in those], begin_s)
             for those, begin_s in zip(flows.values(), begins_s.values(), strict=True)
         ]
-        lines = list(flows.values())
+        first = [those[0][0] for those in flows.values()]  # of a flow one begins, for then its ways are taken
         chosen: list[_Choice] = []
         among = set(range(len(queues)))
         while any(taken.keys().isdisjoint(queues[number].ways) for number in among):
             number = foremost(queues, free_at, last, among)
             flow = queues[number]
             if taken.keys().isdisjoint(flow.ways):
-                choice, _ = lines[number][0]
+                choice = first[number]
                 if self._has_room(choice.option.missing, choice.option.place.site, now):
                     chosen.append(choice)
                 flow.take(number, free_at, last)
-                queues[number], lines[number] = flow._replace(copies=flow.copies[1:]), lines[number][1:]
+                queues[number] = flow._replace(copies=flow.copies[1:])
                 taken.update((way, free_at[way]) for way in flow.ways)
-                if not lines[number]:
-                    among.discard(number)
             else:
                 among.discard(number)  # it comes after one of these
         return chosen
@@ -290,14 +285,13 @@ class Wanted(Copies):
     # -- many lines, of which some are compared
 
     def _compared(
-        self, entries: Mapping[Line, tuple[float, float, int, Line]], found: Mapping[Line, list[Option]], now: float
+        self, entries: Mapping[Line, _Entry], found: Mapping[Line, list[Option]], now: float
     ) -> list[_Choice]:
         """As many as share no way, of the highest priority, and of as many the best.
 
         The best alone may take one way each that others need: between three datacenters, there and back leaves the
         third with nothing to do.
         """
-        links = self._matcher.policy.links
         choices = [
             _Choice(entries[line][0], option, line)
             for line, options in found.items()
@@ -310,13 +304,8 @@ class Wanted(Copies):
         for choice in choices:
             if choice.rank == first:
                 site = choice.option.place.site
-                sources = (view.source(site, links) for view in choice.option.missing)
-                ways = frozenset(
-                    [
-                        ("to", site.datacenter),
-                        *(("from", source.datacenter) for source in sources if source is not None),
-                    ]
-                )
+                sources = (source for _, source in self._sources(choice.option.missing, site))
+                ways = frozenset([("to", site.datacenter), *(("from", source.datacenter) for source in sources)])
                 if ways not in by_ways or choice.option.score < by_ways[ways].option.score:
                     by_ways[ways] = choice
         ranked = sorted(by_ways.items(), key=lambda item: (item[1].option.score, item[1].line.number))
