@@ -267,8 +267,9 @@ class Links:
         if link.transfers and not is_known:
             return None
         latency_s, alone, at = self._latency(link) * n_files, self._alone(link), 0.0
+        begins_s = self._begins_s(link, nbytes)
         for way in link.ways:
-            way_at = way.room_at(latency_s, nbytes / way.rate(alone), link, is_known)
+            way_at = way.room_at(latency_s, nbytes / way.rate(alone), link, is_known, begins_s)
             if way_at is None:
                 return None
             at = max(at, way_at)
@@ -285,7 +286,9 @@ class Links:
 
         It takes over no connections that know the way.
         """
-        link = self._link(source, target)
+        return self._begins_s(self._link(source, target), nbytes)
+
+    def _begins_s(self, link: _Link, nbytes: int) -> float:
         return min(_COLD * self._latency(link), _MOST_COLD * nbytes / self._alone(link)) if link.ways else 0.0
 
     def came_last(self, way: Way, source: str | None, target: str | None) -> bool:

@@ -110,10 +110,18 @@ class Way:
         """How long it takes what is on it to have been sent."""
         return max(0.0, self.free_at - now) if self.transfers else 0.0
 
-    def room_at(self, latency_s: float, seconds: float, link: object = None, is_known: bool = False) -> float | None:
+    def room_at(
+        self,
+        latency_s: float,
+        seconds: float,
+        link: object = None,
+        is_known: bool = False,
+        begins_s: float = 0.0,
+    ) -> float | None:
         """From when on there is room for a transfer over a link that takes so many seconds; None: nobody knows.
 
-        While nothing is known of it, for one at a time.
+        While nothing is known of it, for one at a time. One that takes `begins_s` until its connections, which are new
+        to the way, have found out what it carries leaves as much of it to the one before.
         """
         if not self.transfers:
             return 0.0
@@ -125,7 +133,7 @@ class Way:
             most = max(most, min(_MANY, int(self.capacity / self.alone + 0.2) + 1))
         if self.transfers >= most:
             return None
-        early_s = min(seconds, EARLY_S) if link is not None and link is self.last else 0.0
+        early_s = min(seconds, EARLY_S) if link is not None and link is self.last else begins_s
         return 0.0 if self._since_try >= self._try_after else self.free_at - early_s
 
     def soonest_at(self) -> float | None:

@@ -148,7 +148,25 @@ def test_what_a_slow_link_shows_is_no_news_of_the_way_out() -> None:
         links.observe(eu, target, 100 * MB, seconds)
         links.end(eu, target)
     links.begin(eu, us, 100 * MB, 1)
-    assert links.room_at(eu, lab, MB, 1) == pytest.approx(links.now + 1.0, abs=0.3)
+    assert links.room_at(eu, lab, MB, 1) == pytest.approx(links.now + 1.0 - links.begins_s(eu, lab, MB), abs=0.3)
+
+
+def test_what_comes_over_another_link_gets_going_beside_the_one_before() -> None:
+    links, eu, us, lab = Links(), Site("eu"), Site("us"), Site("lab")
+    for now, target in enumerate((us, lab)):
+        links.now = 1000.0 * now
+        links.begin(eu, target, 100 * MB, 1)
+        links.now += 1.0
+        links.observe(eu, target, 100 * MB, 1.0)
+        links.end(eu, target)
+    links.now = 3000.0
+    links.begin(eu, us, 100 * MB, 1)
+    begins_s = links.begins_s(eu, lab, 100 * MB)
+    assert begins_s > 0.1
+    assert links.room_at(eu, lab, 100 * MB, 1) == pytest.approx(3001.0 - begins_s, abs=0.1)
+    same = links.room_at(eu, us, 100 * MB, 1)
+    assert same is not None
+    assert same < 3001.0 - begins_s - 0.1  # it takes the connections of the one before
 
 
 def test_a_busy_way_out_is_seen_on_all_links_that_leave() -> None:
