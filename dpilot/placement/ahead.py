@@ -90,10 +90,16 @@ class Ahead(Wanted):
                 heapq.heapreplace(busy, (-tail_s, queue.number, queue))
                 if busy[0][2] is not queue:
                     continue
+            lines.sort(key=lambda line: self._has_sooner(line, queue, tail_s))
             if not any(self._send_one(line, copies, now) for line in lines):
                 aside.append(heapq.heappop(busy))
         for entry in aside:
             heapq.heappush(busy, entry)
+
+    def _has_sooner(self, line: Line, queue: Queue, tail_s: float) -> bool:
+        """Whether a line has another home, which is free sooner: then it is not what makes a queue so long."""
+        runtimes = self._matcher.runtimes
+        return any(other is not queue and other.place.tail_s(runtimes) <= tail_s for other in line.queues)
 
     def _send_one(self, line: Line, copies: list[Copying], now: float) -> bool:
         """Send a line to where it would end before the last one that waits at its home. Returns whether it was."""

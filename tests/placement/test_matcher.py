@@ -484,6 +484,16 @@ def test_what_waits_at_two_places_is_work_of_the_one_that_is_free_first():
     assert [(copy.du, copy.site) for copy in matching.copies] == [("at-eu", LAB)]
 
 
+def test_of_a_long_queue_what_has_no_other_home_is_sent():
+    """What is also at a place that is free sooner moves the least for each unit, but is not what eu is busy with."""
+    m = brings_ahead(eu=EU, us=US, lab=LAB)
+    m.runtimes.observe("", 1.0)
+    submit(m, *(f"us-{number}" for number in range(10)), order=0, site=US, require=True)
+    submit(m, *(f"eu-{number}" for number in range(20)), order=0, **reads(m, "at-eu", EU, nbytes=100 * MB))
+    submit(m, *(f"two-{number}" for number in range(6)), order=1, **reads(m, "at-two", EU, US, nbytes=10 * MB))
+    assert [(copy.du, copy.site) for copy in m.match(0.0).copies] == [("at-eu", LAB)]
+
+
 def test_of_equally_near_places_data_is_sent_to_the_one_that_has_less_to_do():
     m = brings_ahead(eu=EU, us=US, lab=LAB)
     m.runtimes.observe("", 1.0)
