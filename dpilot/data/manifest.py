@@ -78,10 +78,6 @@ class FileEntry:
             )
         _check_producer(self.producer)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Manifests go out with every unit that reads: dataclasses would be asked for their fields each time.
-        return FileEntry, (self.name, self.nbytes, self.checksum, self.producer)
-
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -125,7 +121,9 @@ class Manifest:
         object.__setattr__(self, "_by_name", {entry.name: entry for entry in files})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Manifest, (self.du, self.files, self.created, self.producer)
+        # Manifests go out with every unit that reads: objects would be asked for their fields each time.
+        files = [(entry.name, entry.nbytes, entry.checksum, entry.producer) for entry in self.files]
+        return _unpickled, (self.du, files, self.created, self.producer)
 
     @property
     def nbytes(self) -> int:
@@ -219,6 +217,10 @@ class Manifest:
             document["created"],
             document.get("producer"),
         )
+
+
+def _unpickled(du: str, files: list[tuple[Any, ...]], created: float, producer: str | None) -> Manifest:
+    return Manifest(du, tuple(FileEntry(*entry) for entry in files), created, producer)
 
 
 def _require(row: dict[str, Any], what: str, *keys: str) -> None:

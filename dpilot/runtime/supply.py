@@ -67,18 +67,26 @@ class Supply(Herald):
         What the worker sees as local files comes first: it is not moved at all. Of a store and a cache at the same
         site, it is the store: that serves many at once.
         """
+        stores = [(store, self._replica(store, site, reader)) for store in map(self._store, data.replicas)]
+        if len(stores) == 1 and not data.cached:  # as most: there is nothing to put in order
+            return [replica for _, replica in stores]
         links, counted_on = self.matcher.policy.links, self.matcher.transit.source_of(data.id, site)
         found: list[tuple[Any, Replica]] = []
-        for store in map(self._store, data.replicas):
-            place, may_link = self.catalogue.place(store.id, reader), _may_link(store.site, site)
-            is_seen = may_link and reader in store.hosts
+        for store, replica in stores:
+            is_seen = replica.may_link and reader in store.hosts
             order = not is_seen, store.site != counted_on, links.rank(store.site, site), 0, store.id
-            found.append((order, Replica(store.id, place, int(store.site.distance(site)), may_link)))
+            found.append((order, replica))
         assert data.manifest is not None
         for pilot, at, place in self.caches.sources(data, data.manifest, site, counted_on):
             order = True, at != counted_on, links.rank(at, site), 1, pilot
             found.append((order, Replica(pilot, place, int(at.distance(site)), False)))
         return [replica for _, replica in sorted(found, key=lambda one: one[0])]
+
+    def _replica(self, store: StoreRecord, site: Site, reader: str | None) -> Replica:
+        distance = store.site.distance(site)
+        # Files may be linked where the path can be seen: not if the labels say that the store is far away.
+        may_link = distance is not Distance.OTHER_DATACENTER
+        return Replica(store.id, self.catalogue.place(store.id, reader), int(distance), may_link)
 
     def _source_site(self, source: str) -> Site | None:
         """The site of a store, or of the machine whose cache a pilot stands for."""
@@ -220,8 +228,3 @@ class Supply(Herald):
         task = self._loop.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-
-def _may_link(store: Site, pilot: Site) -> bool:
-    """Whether files may be linked where the path can be seen: not if the labels say that the store is far away."""
-    return store.distance(pilot) is not Distance.OTHER_DATACENTER
