@@ -17,7 +17,7 @@ from typing import NamedTuple
 __all__ = ["Flow", "foremost"]
 
 #: How many steps it may take to look ahead; with more to do, the last of the rules decides.
-_MOST_STEPS = 6000
+_MOST_STEPS = 1500
 
 #: Which flow is next: the one of which this is least. `at`: when its next copy could begin, with what it takes to get
 #: going; `load_s`: how much there is to do yet on that of its ways which has most to do.
