@@ -422,6 +422,29 @@ async def test_many_units_through_few_slots_leave_nothing_behind(cluster: Cluste
     assert {str(record.life.state) for record in cluster.plugin.records.units.values()} == {"Done"}
 
 
+async def test_services_and_pilots_that_have_ended_leave_no_pool_behind(cluster: Cluster, gate: str) -> None:
+    await cluster.pilot("pc-1")
+    await cluster.declare("pc-2")
+    held = cluster.submit(hold, gate, "held")
+    direct = [cluster.submit(units.same, number, pilot=f"pc-{number}") for number in (1, 2)]
+    pools = cluster.plugin.matcher.pools
+    await eventually(lambda: RAN == ["held"] and len(cluster.plugin.matcher) == 2, "it runs, and two wait")
+    assert len(pools) == 1
+    places = cluster.plugin.matcher.pilot_of(held.id).places
+    assert len(places) == 3, "of its service, without labels, and its own"
+    GATES[gate].set()
+    assert await held == "held"
+    assert await direct[0] == 1
+    await cluster.call("cancel_pilot", id="pc-2")
+    with pytest.raises(CancelledError):
+        await direct[1]
+    await cluster.call("end_service", id=POOL)
+    assert not pools
+    assert len(places) == 1
+    await cluster.call("cancel_pilot", id="pc-1")
+    assert places == []
+
+
 async def test_a_slot_is_free_after_a_cancel_though_plain_tasks_queued_when_the_last_pilot_left(
     cluster: Cluster, gate: str
 ) -> None:

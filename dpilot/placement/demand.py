@@ -140,6 +140,21 @@ class Demand(Fleet):
             if queue.reserved_for is waiting:
                 self._unreserve(queue.reserved)
 
+    def drop_pool(self, name: str) -> None:
+        """No more units are submitted to a pool, or to one pilot directly: forget it, unless some still wait.
+
+        Should one be yet, it is made anew.
+        """
+        for pools in (self._pools, self._direct):
+            pool = pools.get(name)
+            if pool is None or any(line.pool is pool for line in self._lines.values()):
+                continue
+            del pools[name]
+            for pilot in list(pool.root.pilots.values()):
+                if pilot.reserved is not None and pilot.reserved.pool is pool:
+                    self._unreserve(pilot)
+                pool.remove(pilot)
+
     def copied(self, du: str, site: Site, is_there: bool = True) -> None:
         """A data unit was brought ahead of units, or could not be: then units that want it bring it themselves."""
         if self.transit.end_copy(du, site) and not is_there:

@@ -93,6 +93,7 @@ class Calls(DataCalls):
         units = [r for r in self.records.units.values() if r.owner == id]
         self.call_cancel_units([r.id for r in units])
         adapter.unpin(self.scheduler, [r.key for r in units])
+        self.matcher.drop_pool(id)
         self.advance(service, State.Canceled)
 
     def call_add_pilot(self, id: str, owner: str, client: str, details: dict[str, Any]) -> None:

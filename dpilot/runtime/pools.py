@@ -52,6 +52,7 @@ class Pools(Coordinator):
                 self._fail(self.records.units[unit], failure)
         else:
             self._cancel_units(pilot.units)
+        self.matcher.drop_pool(pilot.id)
         adapter.unbind(self.scheduler, [record.key for record in bound if not record.life.state.is_final])
         self._pools()
         self._match_soon()

@@ -98,6 +98,31 @@ def test_pools_and_direct_submission():
     assert bound(m) == {"pooled": "us", "direct": "eu"}
 
 
+def test_a_pool_is_forgotten_once_nobody_waits_in_it_and_made_anew_if_it_is_needed_again():
+    m = matcher(eu=EU)
+    m.set_pool("cds", {"eu"})
+    submit(m, "a", "b", "c")
+    submit(m, "direct", pilot="eu")
+    assert set(bound(m)) == {"a", "b"}
+    pilot = m.pilot_of("a")
+    assert len(pilot.places) == 4, "pool, datacenter and machine; and by itself"
+    m.drop_pool("cds")
+    m.drop_pool("eu")
+    assert len(pilot.places) == 4, "some wait"
+    m.withdraw("c")
+    m.withdraw("direct")
+    m.drop_pool("cds")
+    m.drop_pool("eu")
+    m.drop_pool("nobody's")
+    assert (len(pilot.places), len(m.pools)) == (0, 0)
+    m.release("a")
+    assert bound(m) == {}
+    submit(m, "d", "e")
+    assert bound(m) == {"d": "eu"}
+    m.release("b")
+    assert bound(m) == {"e": "eu"}
+
+
 def test_slots_go_to_those_whose_data_lies_there():
     """The slots at eu are not given to units from us, though to wait for us would take longer."""
     m = matcher(eu=EU, us=US)

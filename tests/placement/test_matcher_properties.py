@@ -185,6 +185,10 @@ class Matching(RuleBasedStateMachine):
     def a_run_time_is_learned(self, kind, seconds):
         self.tell("observe", kind, seconds)
 
+    @rule(data=st.data())
+    def a_pool_is_to_be_forgotten(self, data):
+        self.tell("drop_pool", data.draw(st.sampled_from(["cds", "nobody's", *sorted(self.pilots)])))
+
     @rule(some=st.booleans())
     def the_pool_changes(self, some):
         self.pool = set(sorted(self.pilots)[::2]) if some else None
