@@ -129,7 +129,8 @@ class Ahead(Wanted):
                 best, least = Option(begins_s, place, missing, stage_s), order
         if best is None:
             return False
-        least_s = max(run_s, best.stage_s) / 2  # what it has to bring, for it is a guess
+        # What it has to bring, for it is a guess; and where others lack data, the ways are theirs.
+        least_s = (max(run_s, best.stage_s) if line.pool.wanting or given_s else run_s) / 2
         if best.score + run_s + least_s >= tail_s:
             return False
         is_all = best.score + ceil(line.length / best.place.slots) * run_s + least_s < tail_s

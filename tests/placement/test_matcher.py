@@ -1,5 +1,7 @@
 """The matcher: events in, bindings out; no cluster, no clock."""
 
+import pytest
+
 from dpilot.placement import InputView, Links, Matcher, Policy, Request, Site
 
 EU, US, LAB = Site("eu", "e"), Site("us", "u"), Site("lab", "l")
@@ -517,6 +519,18 @@ def test_of_a_long_queue_what_has_no_other_home_is_sent():
     submit(m, *(f"eu-{number}" for number in range(20)), order=0, **reads(m, "at-eu", EU, nbytes=100 * MB))
     submit(m, *(f"two-{number}" for number in range(6)), order=1, **reads(m, "at-two", EU, US, nbytes=10 * MB))
     assert [(copy.du, copy.site) for copy in m.match(0.0).copies] == [("at-eu", LAB)]
+
+
+@pytest.mark.parametrize("n_lacking", [0, 2])
+def test_data_is_sent_if_that_brings_half_a_unit_or_if_others_need_the_ways_half_of_what_it_takes(n_lacking):
+    """eu has as much to do in both cases, and to send what six or four of its units read takes 3.5 s at the most."""
+    m = brings_ahead(eu=EU, us=US)
+    m.runtimes.observe("", 1.0)
+    submit(m, *(f"eu-{number}" for number in range(6 - n_lacking)), order=0, **reads(m, "at-eu", EU, nbytes=56 * MB))
+    for number in range(n_lacking):
+        submit(m, f"lacks-{number}", order=1, site=EU, require=True, **reads(m, f"at-lab-{number}", LAB, nbytes=MB))
+    copies = {(copy.du, copy.site) for copy in m.match(0.0).copies}
+    assert copies == ({("at-lab-0", EU)} if n_lacking else {("at-eu", US)})
 
 
 def test_of_equally_near_places_data_is_sent_to_the_one_that_has_less_to_do():
