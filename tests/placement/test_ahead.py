@@ -1,0 +1,245 @@
+"""Data that is brought to where units will run, ahead of them."""
+
+import pytest
+
+from dpilot.placement import InputView, Links, Matcher, Policy, Site
+from tests.placement.matching import EU, LAB, MB, US, bound, brings_ahead, reads, submit
+
+
+def test_what_reads_the_same_is_run_together_where_the_rest_may_be_sent_elsewhere():
+    """Of six data units at home, each read twice, those are sent that nobody has read there yet."""
+    m = brings_ahead(eu=EU, us=US)
+    m.runtimes.observe("", 1.0)
+    for number in range(12):
+        submit(m, f"cu-{number}", order=number, **reads(m, f"du-{number % 6}", EU, nbytes=10 * MB))
+    matching = m.match(0.0)
+    assert [binding.unit for binding in matching.bindings] == ["cu-0"]
+    assert [copy.du for copy in matching.copies] == ["du-5"], "the last one: it will be run here last"
+    m.release("cu-0")
+    assert bound(m, 1.0) == {"cu-6": "eu"}, "it reads what cu-0 has read, and is worth less elsewhere than the others"
+    m.release("cu-6")
+    assert bound(m, 2.0) == {"cu-1": "eu"}
+
+
+def test_nobody_is_overtaken_by_what_was_submitted_long_after_it():
+    m = brings_ahead(eu=EU, us=US)
+    m.runtimes.observe("", 1.0)
+    for unit, du, order in (("a", 0, 0.0), ("b", 1, 1.0), ("c", 1, 1.0), ("late", 0, 60.0)):
+        submit(m, unit, order=order, **reads(m, f"du-{du}", EU, nbytes=10_000 * MB))
+    assert bound(m) == {"a": "eu"}
+    m.release("a")
+    assert bound(m, 1.0) == {"b": "eu"}
+
+
+def test_as_many_are_brought_at_once_as_ways_are_free():
+    """There and back between two of three sites would leave the third with nothing to do."""
+    m = brings_ahead(eu=EU, us=US, lab=LAB)
+    for number, (one, other) in enumerate([(EU, US), (US, EU), (US, LAB), (LAB, EU)] * 3):
+        for which, site in (("a", one), ("b", other)):
+            reads(m, f"du-{number}{which}", site, nbytes=MB)
+        submit(m, f"cu-{number}", order=0, inputs=(f"du-{number}a", f"du-{number}b"))
+    copies = m.match(0.0).copies
+    assert len(copies) == 3
+    assert {copy.site for copy in copies} == {EU, US, LAB}
+    assert {m.inputs[copy.du].sites[0] for copy in copies} == {EU, US, LAB}
+
+
+def test_what_has_come_to_a_free_place_is_not_sent_on():
+    m = brings_ahead(eu=EU, us=US, lab=LAB)
+    m.runtimes.observe("", 1.0)
+    submit(m, *(f"cu-{number}" for number in range(6)), order=0, **reads(m, "du", EU, US, nbytes=10 * MB))
+    assert sorted(bound(m).values()) == ["eu", "us"]
+    assert m.match(0.5).copies == [], "4 wait at two places: another copy would come when they are done"
+
+
+def test_what_waits_at_two_places_is_work_of_the_one_that_is_free_first():
+    """The other one has too much to do, and what is sent away goes to a third, which has nothing to do."""
+    m = brings_ahead(eu=EU, us=US, lab=LAB)
+    m.runtimes.observe("", 1.0)
+    submit(m, *(f"eu-{number}" for number in range(20)), order=0, **reads(m, "at-eu", EU, nbytes=10 * MB))
+    submit(m, *(f"two-{number}" for number in range(6)), order=1, **reads(m, "at-two", EU, US, nbytes=10 * MB))
+    matching = m.match(0.0)
+    assert {binding.unit: binding.pilot for binding in matching.bindings} == {"eu-0": "eu", "two-0": "us"}
+    assert [(copy.du, copy.site) for copy in matching.copies] == [("at-eu", LAB)]
+
+
+def test_of_a_long_queue_what_has_no_other_home_is_sent():
+    """What is also at a place that is free sooner moves the least for each unit, but is not what eu is busy with."""
+    m = brings_ahead(eu=EU, us=US, lab=LAB)
+    m.runtimes.observe("", 1.0)
+    submit(m, *(f"us-{number}" for number in range(10)), order=0, site=US, require=True)
+    submit(m, *(f"eu-{number}" for number in range(20)), order=0, **reads(m, "at-eu", EU, nbytes=100 * MB))
+    submit(m, *(f"two-{number}" for number in range(6)), order=1, **reads(m, "at-two", EU, US, nbytes=10 * MB))
+    assert [(copy.du, copy.site) for copy in m.match(0.0).copies] == [("at-eu", LAB)]
+
+
+@pytest.mark.parametrize("n_lacking", [0, 2])
+def test_data_is_sent_if_that_brings_half_a_unit_or_if_others_need_the_ways_half_of_what_it_takes(n_lacking):
+    """eu has as much to do in both cases, and to send what six or four of its units read takes 3.5 s at the most."""
+    m = brings_ahead(eu=EU, us=US)
+    m.runtimes.observe("", 1.0)
+    submit(m, *(f"eu-{number}" for number in range(6 - n_lacking)), order=0, **reads(m, "at-eu", EU, nbytes=56 * MB))
+    for number in range(n_lacking):
+        submit(m, f"lacks-{number}", order=1, site=EU, require=True, **reads(m, f"at-lab-{number}", LAB, nbytes=MB))
+    copies = {(copy.du, copy.site) for copy in m.match(0.0).copies}
+    assert copies == ({("at-lab-0", EU)} if n_lacking else {("at-eu", US)})
+
+
+def test_of_equally_near_places_data_is_sent_to_the_one_that_has_less_to_do():
+    m = brings_ahead(eu=EU, us=US, lab=LAB)
+    m.runtimes.observe("", 1.0)
+    submit(m, "busy", pilot="us")
+    submit(m, *(f"eu-{number}" for number in range(20)), order=0, **reads(m, "at-eu", EU, nbytes=100 * MB))
+    assert [copy.site for copy in m.match(0.0).copies] == [LAB]
+
+
+def test_units_of_one_pilot_bring_their_data_though_its_ways_are_taken():
+    m = Matcher(Policy(Links()), ahead=True)
+    m.add_pilot("us", US, 2)
+    for number in range(2):
+        m.add_worker("us", f"us-{number}", 1)
+    for number in range(2):
+        submit(m, f"cu-{number}", pilot="us", **reads(m, f"du-{number}", EU))
+    assert bound(m) == {"cu-0": "us", "cu-1": "us"}, "there is no other place that it could wait for"
+
+
+def test_with_many_waiting_more_is_brought_when_a_way_is_free_and_not_asked_for_before():
+    m = brings_ahead(eu=EU, us=US)
+    m.runtimes.observe("", 1.0)
+    submit(m, "busy", pilot="us")
+    assert bound(m) == {"busy": "us"}
+    m.policy.links.begin(EU, US, 100 * MB, 1)
+    m.policy.links.now = 2.04
+    m.policy.links.observe(EU, US, 100 * MB, 2.04)
+    m.policy.links.end(EU, US)
+    for number in range(1500):
+        submit(m, f"cu-{number}", order=number, **reads(m, f"du-{number}", EU))
+    now, turns, copies = 3.0, 0, 0
+    while now < 9.0:
+        matching = m.match(now)
+        copies += len(matching.copies)
+        assert matching.recheck_s is not None
+        now += matching.recheck_s
+        turns += 1
+    assert copies == 2, "none has ended"
+    assert turns < 40
+
+
+def bring(m, seconds=1.0, until=30.0):
+    """Have all that is ordered come, each copy so many seconds later; gives the copies and who ran where."""
+    copies, ran, coming, now = [], {}, [], 0.0
+    while now < until:
+        for copy in [each for at, each in coming if at <= now]:
+            view = m.inputs[copy.du]
+            m.inputs[copy.du] = InputView(view.id, view.nbytes, view.n_files, (*view.sites, copy.site), 1)
+            m.policy.links.now = now
+            m.policy.links.observe(view.sites[0], copy.site, view.nbytes, seconds)
+            m.copied(copy.du, copy.site)
+            m.data_changed(copy.du)
+        coming = [(at, each) for at, each in coming if at > now]
+        matching = m.match(now)
+        copies += matching.copies
+        coming += [(now + seconds, each) for each in matching.copies]
+        for binding in matching.bindings:
+            ran[binding.unit] = binding.pilot
+            m.release(binding.unit)
+        now += 0.25
+    return copies, ran
+
+
+def test_a_unit_runs_at_a_third_place_if_what_it_lacks_comes_there_for_others():
+    m = brings_ahead(eu=EU, us=US, lab=LAB)
+    reads(m, "a", EU)
+    reads(m, "b", US)
+    for number in range(3):
+        reads(m, f"l{number}", LAB)
+        submit(m, f"a{number}", order=0, inputs=("a", f"l{number}"))
+        submit(m, f"b{number}", order=0, inputs=("b", f"l{number}"))
+    submit(m, "third", order=0, inputs=("a", "b"))
+    copies, ran = bring(m)
+    assert sorted((copy.du, copy.site) for copy in copies) == [("a", LAB), ("b", LAB)]
+    assert ran == dict.fromkeys([*(f"{x}{number}" for x in "ab" for number in range(3)), "third"], "lab")
+
+
+def test_what_lies_in_three_places_comes_to_one_of_them_piece_by_piece():
+    m = brings_ahead(eu=EU, us=US, lab=LAB)
+    for number in range(3):
+        for site in (EU, US, LAB):
+            reads(m, f"{site.machine}{number}", site, nbytes=10 * MB)
+        submit(m, f"cu-{number}", order=0, inputs=(f"e{number}", f"u{number}", f"l{number}"))
+    copies, ran = bring(m)
+    assert sorted(ran) == ["cu-0", "cu-1", "cu-2"]
+    assert len(copies) == 6
+    assert sorted(ran.values()) == ["eu", "lab", "us"], "each place one: so all ways have as much to do"
+
+
+def test_a_link_on_which_something_all_but_stands_is_used_by_those_who_have_no_other():
+    m = brings_ahead(eu=EU, us=US, lab=LAB)
+    m.policy.links.begin(LAB, EU, 100 * MB, 1)
+    m.policy.links.stall(LAB, EU)
+    for number in range(3):
+        submit(m, f"cu-{number}", order=0, **reads(m, f"du-{number}", Site("far", "f"), nbytes=10 * MB))
+    for number in range(3):
+        for which, site in (("a", EU), ("b", LAB)):
+            reads(m, f"{which}{number}", site, nbytes=10 * MB)
+        submit(m, f"ab-{number}", order=0, inputs=(f"a{number}", f"b{number}"))
+    copies, ran = bring(m)
+    assert len(ran) == 6
+    assert [copy for copy in copies if copy.du.startswith("b") and copy.site == EU] == []
+    m.policy.links.end(LAB, EU, was_stalled=True)
+    assert not m.policy.links.is_stalled(LAB, EU)
+
+
+def test_who_is_urgent_and_cannot_be_served_keeps_nobody_else_from_his_data():
+    """Nothing can be brought to where no worker is yet."""
+    m = brings_ahead(eu=EU, us=US)
+    m.add_pilot("lab", LAB, 1)
+    for which in "xy":
+        reads(m, which, Site("far", which), nbytes=10 * MB)
+    submit(m, "urgent", priority=1.0, site=LAB, require=True, inputs=("x", "y"))
+    for number in range(6):
+        for which, site in (("e", EU), ("u", US)):
+            reads(m, f"{which}{number}", site, nbytes=10 * MB)
+        submit(m, f"cu-{number}", order=0, inputs=(f"e{number}", f"u{number}"))
+    assert {copy.site for copy in m.match(0.0).copies} == {EU, US}
+
+
+def test_the_most_urgent_unit_of_a_line_says_when_its_data_is_brought():
+    for more in (0, 1):
+        m = brings_ahead(eu=EU, us=US)
+        for number in range(4):
+            for which, site in (("e", EU), ("u", US)):
+                reads(m, f"{which}{number}", site, nbytes=10 * MB)
+            submit(m, f"cu-{number}", order=0, inputs=(f"e{number}", f"u{number}"))
+        submit(m, "high", priority=5.0, order=0, inputs=("e3", "u3"))
+        if more:
+            submit(m, "low", "lower", priority=-1.0, order=0, inputs=("e3", "u3"))
+        assert m.match(0.0).copies[0].du in ("e3", "u3")
+
+
+def test_a_link_with_much_to_do_keeps_nobody_from_ways_that_it_leaves():
+    far = Site("far", "f")
+    sites = {"eu": EU, "us": US, "lab": LAB, "far": far}
+    m = brings_ahead(**sites)
+    for here, there, number in (
+        ("eu", "us", 20),
+        *((one, other, 2) for one in sites for other in sites if one != other),
+    ):
+        for each in range(number):
+            du = f"{here}-{there}-{number}-{each}"
+            reads(m, du, sites[here], nbytes=10 * MB)
+            submit(m, f"cu-{du}", order=0, site=sites[there], require=True, inputs=(du,))
+    copies = m.match(0.0).copies
+    assert {copy.site for copy in copies} == set(sites.values())
+    assert {m.inputs[copy.du].sites[0] for copy in copies} == set(sites.values())
+
+
+def test_data_is_brought_also_where_units_were_submitted_to_a_pilot_directly():
+    m = brings_ahead(eu=EU, us=US)
+    submit(m, "own", pilot="eu", kind="own")
+    assert bound(m) == {"own": "eu"}
+    for number in range(4):
+        submit(m, f"cu-{number}", order=0, **reads(m, f"du-{number}", Site("far", "f"), nbytes=10 * MB))
+    copies, ran = bring(m)
+    assert sorted(copy.du for copy in copies) == [f"du-{number}" for number in range(4)]
+    assert len(ran) == 4
