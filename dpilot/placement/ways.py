@@ -133,13 +133,20 @@ class Way:
             most = max(most, min(_MANY, int(self.capacity / self.alone + 0.2) + 1))
         if self.transfers >= most:
             return None
-        early_s = min(seconds, EARLY_S) if link is not None and link is self.last else begins_s
+        if link is not None and link is self.last:
+            early_s = min(seconds, EARLY_S)
+        else:
+            early_s = min(begins_s, self._most_early_s())
         return 0.0 if self._since_try >= self._try_after else self.free_at - early_s
 
     def soonest_at(self) -> float | None:
         """The same of the transfer for which there is room first."""
         at = self.room_at(1.0, 0.0, is_known=True)
-        return at - min(self._take_s[-1], EARLY_S) if at else at
+        return at - self._most_early_s() if at else at
+
+    def _most_early_s(self) -> float:
+        """By how many seconds the next one may be early at the most: not before the last one begins to be sent."""
+        return min(self._take_s[-1], EARLY_S)
 
     def beside(self, now: float, seconds: float) -> float:
         """How many transfers there were on average in the last `seconds`, one at the least."""

@@ -169,6 +169,14 @@ def test_what_comes_over_another_link_gets_going_beside_the_one_before() -> None
     assert same < 3001.0 - begins_s - 0.1  # it takes the connections of the one before
 
 
+def test_nothing_begins_sooner_over_another_link_than_there_is_room_for_anything() -> None:
+    way = Way()
+    way.begin(0.0, 0.0, 0.2, "link")
+    soonest_at = way.soonest_at()
+    assert soonest_at is not None
+    assert way.room_at(0.0, 60.0, "another", is_known=True, begins_s=30.0) == pytest.approx(soonest_at)
+
+
 def test_a_busy_way_out_is_seen_on_all_links_that_leave() -> None:
     links, eu, us, lab = Links(), Site("eu"), Site("us"), Site("lab")
     alone = links.transfer_s(eu, us, 100 * MB, 1)
