@@ -6,13 +6,14 @@ before the last one at home would: the lines with the fewest bytes for each unit
 once, and what is on its way counts as there.
 
 One transfer follows the other on a way, so that the first ones come soon, and where to send the next ones is decided
-late, with what was learned by then.
+late, with what was learned by then. What the longest queues would send, had they a way, claims its place meanwhile: who
+has less to do does not fill that with what is in nobody's way.
 """
 
 from __future__ import annotations
 
 import heapq
-from functools import partial
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from math import ceil, inf
 
@@ -20,7 +21,7 @@ from dpilot.placement.copies import MOST_ZONES, Copying, Option
 from dpilot.placement.demand import Demand
 from dpilot.placement.homes import is_far
 from dpilot.placement.lines import Line, Queue
-from dpilot.placement.places import Pool
+from dpilot.placement.places import Place, Pool
 from dpilot.placement.wanted import FEW_WAITING, Wanted
 
 __all__ = ["Ahead", "Copying"]
@@ -41,6 +42,8 @@ class Ahead(Wanted):
     def __init__(self, matcher: Demand) -> None:
         super().__init__(matcher)
         self._seen: tuple[object, ...] = ()
+        # Lines that would be sent if there was a way: where to, and how many seconds of work for each slot there.
+        self._claims: dict[Line, tuple[Place, float]] = {}
 
     def order(self, now: float, is_idle: bool) -> list[Copying]:
         """What is to be brought from now on; `is_idle`: a slot is free that nobody takes."""
@@ -73,6 +76,7 @@ class Ahead(Wanted):
 
     def _send(self, pool: Pool, copies: list[Copying], now: float) -> None:
         busy, aside = pool.busy, list[tuple[float, int, Queue]]()
+        self._claims.clear()
         while busy and len(aside) < _MOST_QUEUES:
             entry = busy[0]
             queue = entry[2]
@@ -104,35 +108,48 @@ class Ahead(Wanted):
     def _send_one(self, line: Line, copies: list[Copying], now: float) -> bool:
         """Send a line to where it would end before the last one that waits at its home. Returns whether it was."""
         matcher = self._matcher
+        self._claims.pop(line, None)
         if line.is_late or not line.request.inputs or line.need.slots != 1:
             return False
-        views = matcher.views(line.request)
         run_s = matcher.runtimes.shown_s(line.request.kind, now)
-        label_s = partial(matcher.policy.label_s, line.request)
         homes = [queue.place for queue in line.queues]  # it waits for the one that is free first
-        tail_s = min(self._tail_s(place, line, now) + label_s(place.site) for place in homes)
-        given_s = line.pool.agenda.given_s
+        tail_s = min(self._tail_s(home, line, now) + self._label_s(line, home) for home in homes)
+        is_wanted = bool(line.pool.wanting or line.pool.agenda.given_s)
+        nearest: dict[bool, tuple[float, Option]] = {}  # of those to which there is a way now, and of the others
+        for order, option in self._elsewhere(line, homes, now):
+            has_way = self._has_room(option.missing, option.place.site, now)
+            if has_way not in nearest or order < nearest[has_way][0]:
+                nearest[has_way] = order, option
+        for has_way, (_, option) in sorted(nearest.items(), reverse=True):
+            # What it has to bring, for it is a guess; and where others lack data, the ways are theirs.
+            spare_s = tail_s - (max(run_s, option.stage_s) if is_wanted else run_s) / 2 - option.score
+            if run_s >= spare_s:
+                continue
+            all_s = ceil(line.length / option.place.slots) * run_s
+            if has_way:
+                self._bring(line, option, copies, now, goes=all_s < spare_s)
+            else:
+                self._claims[line] = option.place, line.length * run_s / option.place.slots
+            return has_way
+        return False
+
+    def _label_s(self, line: Line, place: Place) -> float:
+        return self._matcher.policy.label_s(line.request, place.site)
+
+    def _elsewhere(self, line: Line, homes: Sequence[Place], now: float) -> Iterator[tuple[float, Option]]:
+        """Where else a line could run, were its data there: the least of these numbers is the best."""
+        matcher, given_s = self._matcher, line.pool.agenda.given_s
+        views = matcher.views(line.request)
         away_s = 0.0 if given_s else line.pool.away_s(matcher.runtimes)
-        best: Option | None = None
-        least = inf
         for zone in islice(line.pool.zones.values(), MOST_ZONES):
             place = self._machine(zone, line)
             if place is None or place in homes or not is_far(views, place.site):
                 continue
             missing = self._missing(views, place.site)
-            if not missing or not self._has_room(missing, place.site, now):
-                continue
-            stage_s = self._stage_s(missing, place.site) + label_s(place.site)
-            free_s = self._tail_s(place, line, now) + away_s + given_s.get(place, 0.0)
-            begins_s = max(stage_s, free_s)
-            if (order := begins_s + free_s / 10) < least:  # of about equal ones, that which has less to do until then
-                best, least = Option(begins_s, place, missing, stage_s), order
-        if best is None:
-            return False
-        # What it has to bring, for it is a guess; and where others lack data, the ways are theirs.
-        least_s = (max(run_s, best.stage_s) if line.pool.wanting or given_s else run_s) / 2
-        if best.score + run_s + least_s >= tail_s:
-            return False
-        is_all = best.score + ceil(line.length / best.place.slots) * run_s + least_s < tail_s
-        self._bring(line, best, copies, now, goes=is_all)
-        return True
+            if missing:
+                claimed_s = sum(seconds for other, seconds in self._claims.values() if other is place)
+                free_s = self._tail_s(place, line, now) + away_s + given_s.get(place, 0.0) + claimed_s
+                stage_s = self._stage_s(missing, place.site) + self._label_s(line, place)
+                begins_s = max(stage_s, free_s)
+                # Of about equal ones, that which has less to do until then.
+                yield begins_s + free_s / 10, Option(begins_s, place, missing, stage_s)

@@ -73,6 +73,19 @@ def test_of_a_long_queue_what_has_no_other_home_is_sent():
     assert [(copy.du, copy.site) for copy in m.match(0.0).copies] == [("at-eu", LAB)]
 
 
+@pytest.mark.parametrize("n_eu", [0, 8, 20])
+def test_what_the_longest_queue_will_send_as_soon_as_it_can_keeps_others_from_filling_the_place(n_eu):
+    """Something leaves eu already; us is free to send, and would, if eu had no more than it has."""
+    m = brings_ahead(eu=EU, us=US, lab=LAB)
+    m.runtimes.observe("", 1.0)
+    m.policy.links.begin(EU, US, 100 * MB, 1)
+    submit(m, *(f"eu-{number}" for number in range(n_eu)), order=0, **reads(m, "at-eu", EU, nbytes=10 * MB))
+    for number in range(2):
+        submit(m, *(f"us-{number}{n}" for n in range(5)), order=1, **reads(m, f"at-us-{number}", US, nbytes=10 * MB))
+    submit(m, "lab-0", "lab-1", order=0, site=LAB, require=True)
+    assert len(m.match(0.0).copies) == (n_eu < 20)
+
+
 @pytest.mark.parametrize("n_lacking", [0, 2])
 def test_data_is_sent_if_that_brings_half_a_unit_or_if_others_need_the_ways_half_of_what_it_takes(n_lacking):
     """eu has as much to do in both cases, and to send what six or four of its units read takes 3.5 s at the most."""
