@@ -72,15 +72,16 @@ class Bindings(Demand):
         if views:
             self._staging[unit] = waiting
         elif request.slots == 1 and pilot.slots.gap_s > LEAST_GAP_S and not reservation.waits:
-            self.begun.append((unit, request.kind, False))
+            self.begun.append((unit, request.kind, None))
         if not reservation.waits and not (views and self.transit.needs(unit)):
             self.runtimes.begin(request.kind, unit, now)
         return Binding(unit, pilot.name, reservation.worker, Decision(unit, pilot.name, work_out=_work_out, seen=seen))
 
-    def staged(self, unit: str, brought_s: float = 0.0) -> None:
+    def staged(self, unit: str, brought_s: float = 0.0, late_s: float = 0.0) -> None:
         """`unit`, which is bound, has its inputs, and runs: they are on no link any more.
 
-        Bringing them took `brought_s` seconds, if they were not there.
+        Bringing them took `brought_s` seconds, if they were not there. That it runs is heard `late_s` seconds later
+        than messages from there usually are.
         """
         bound = self._staging.pop(unit, None)
         self._recalled.discard(unit)
@@ -93,7 +94,7 @@ class Bindings(Demand):
         if came:
             self.runtimes.begin(kind, unit, self.runtimes.now)
         if bound.line.request.slots == 1 and slots.gap_s > LEAST_GAP_S:
-            self.begun.append((unit, kind, True))
+            self.begun.append((unit, kind, late_s))
 
     def observe(self, kind: str, seconds: float) -> None:
         """A unit of `kind` has run for `seconds`.

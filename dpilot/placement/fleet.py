@@ -43,7 +43,8 @@ class Fleet:
         self._direct: dict[str, Pool] = {}  # for units that were submitted to one pilot
         self._changed: dict[Pilot, None] = {}
         self._fresh: dict[Pilot, None] = {}  # those that may have room since it was last tried to fill it
-        self.begun: list[tuple[str, str, bool]] = []  # units, kinds, whether they run: since the last look
+        # Since the last look: units, kinds, and how late it is heard that they run; None: they have yet to say so.
+        self.begun: list[tuple[str, str, float | None]] = []
         self.left: list[str] = []  # units about to end, likewise
         self._untold: dict[Line, None] = {}  # lines that may have other homes, and have yet to be given them
         self._marked: list[tuple[Waiting, int, Queue]] = []  # a heap: queues that something has happened to

@@ -50,7 +50,7 @@ class Followers:
     def _expect(self, now: float) -> None:
         """Work out when those will be about to end that have begun."""
         matcher = self._matcher
-        for unit, kind, runs in matcher.begun:
+        for unit, kind, late_s in matcher.begun:
             pilot = matcher.pilot_of(unit)
             if pilot is None:
                 continue
@@ -59,8 +59,9 @@ class Followers:
             if run_s is None:
                 continue
             # One that was bound just now ends half a gap later than that, for so long is its way, and that of the next
-            # one. One that says that it has its inputs began half a gap ago, and the next one has yet to bring its own.
-            wait_s = run_s - gap_s - max(gap_s, bring_s) if runs else run_s or gap_s
+            # one. One that says that it has its inputs began half a gap ago, or longer if that is heard late, and the
+            # next one has yet to bring its own.
+            wait_s = (run_s or gap_s) if late_s is None else run_s - gap_s - late_s - max(gap_s, bring_s)
             self._count += 1
             self._expected[unit] = self._count
             heapq.heappush(self._ends, (now + max(0.0, wait_s), self._count, unit))

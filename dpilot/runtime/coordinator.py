@@ -63,6 +63,7 @@ class Coordinator(Supply):
         self._match_is_due = False
         self._recheck: asyncio.TimerHandle | None = None
         self._gap_s: dict[str, float] = {}  # by pilot: from when a unit is bound to when its end is known, less its run
+        self._usual_s: dict[str, float] = {}  # by worker: from when it says that something is so until that is heard
         self._leaving: list[tuple[set[str], Callable[[], None]]] = []
         self.catalogue = Catalogue(scheduler, self.records, self.matcher, self)
         self.caches = Caches(self.records, self.catalogue.view)
@@ -354,12 +355,24 @@ class Coordinator(Supply):
             self.matcher.release(record.id)
             adapter.unbind(self.scheduler, [record.key])
 
-    def has_inputs(self, record: UnitRecord, brought_s: float) -> None:
-        """A bound unit has its inputs, and runs; bringing them took `brought_s`, if they were not there."""
+    def has_inputs(self, record: UnitRecord, brought_s: float, at: float) -> None:
+        """A bound unit has its inputs, and runs since `at`; bringing them took `brought_s`, if they were not there."""
         if record.pilot is not None and record.worker is not None and record.pilot not in self._gap_s:
             self._set_gap(record.pilot, time.time() - record.bound - record.staged_s)
-        self.matcher.staged(record.id, brought_s)
+        self.matcher.staged(record.id, brought_s, self._late_s(record.worker, at))
         self._match_soon()
+
+    def _late_s(self, worker: str | None, at: float) -> float:
+        """How much later than usual it is heard what a worker says, by its own clock, that it did at that time.
+
+        Where all that leaves a site is data, messages wait behind it.
+        """
+        if worker is None:
+            return 0.0
+        took_s = time.time() - at
+        usual_s = self._usual_s.get(worker, took_s)
+        self._usual_s[worker] = usual_s = min(took_s, usual_s + 0.05 * (took_s - usual_s))
+        return took_s - usual_s
 
     def _announce(self, record: UnitRecord, pilot: str, worker: str) -> None:
         """Tell a worker where a unit's inputs are, and which GPUs are the unit's, ahead of the unit."""

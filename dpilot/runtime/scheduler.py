@@ -189,6 +189,7 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
         """A worker is gone. Its units are parked again by now."""
         pilot = self.records.pilots.get(self._pilot_at.pop(worker, ""))
         self._takes.pop(worker, None)
+        self._usual_s.pop(worker, None)
         if pilot is None:
             return
         pilot.workers.discard(worker)
@@ -264,7 +265,8 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
             self.advance(record, State.Staging, details["at"] - details["seconds"], pilot=record.pilot)
             self.advance(record, State.Running, details["at"])
             self._learn(record, details)
-            self.has_inputs(record, max((seconds for *_, seconds, _ in details["transfers"]), default=0.0))
+            brought_s = max((seconds for *_, seconds, _ in details["transfers"]), default=0.0)
+            self.has_inputs(record, brought_s, details["at"])
         elif what == "overdue" and record.worker == worker:
             self._overdue(record, details["error"])
         elif what == "lost" and record.worker == worker:

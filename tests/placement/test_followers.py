@@ -67,6 +67,15 @@ def test_the_next_one_is_sent_so_that_it_has_its_data_when_the_one_before_ends()
     assert bound(m, 1.31) == {"b": "us"}
 
 
+def test_where_it_is_heard_late_that_a_unit_runs_the_next_one_is_sent_as_much_earlier():
+    m = Matcher(Policy(Links(), 1.0))
+    reads_at_home(m, 0.1, runs_s=1.0)
+    m.staged("a", late_s=0.3)
+    assert round(m.match(0.5).recheck_s, 6) == 0.5
+    assert bound(m, 0.99) == {}
+    assert bound(m, 1.01) == {"b": "us"}
+
+
 def test_nothing_follows_where_messages_take_no_time():
     m = Matcher(Policy(Links(), 1.0))
     reads_at_home(m, 0.001)
