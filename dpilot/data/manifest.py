@@ -95,6 +95,11 @@ class Manifest:
         The compute unit that made it, None for a client. One unit's files may come from several
         producers, which each file says for itself.
 
+    Attributes
+    ----------
+    nbytes : int
+        The size of all files together, in bytes.
+
     Raises
     ------
     ManifestError
@@ -105,6 +110,7 @@ class Manifest:
     files: tuple[FileEntry, ...]
     created: float
     producer: str | None = None
+    nbytes: int = field(init=False, repr=False, compare=False)
     _by_name: dict[str, FileEntry] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -118,17 +124,13 @@ class Manifest:
             raise ManifestError(f"created {self.created!r} of {self.du} is not a time in seconds since the epoch")
         _check_producer(self.producer)
         object.__setattr__(self, "files", files)
+        object.__setattr__(self, "nbytes", sum(entry.nbytes for entry in files))
         object.__setattr__(self, "_by_name", {entry.name: entry for entry in files})
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Manifests go out with every unit that reads: objects would be asked for their fields each time.
         files = [(entry.name, entry.nbytes, entry.checksum, entry.producer) for entry in self.files]
         return _unpickled, (self.du, files, self.created, self.producer)
-
-    @property
-    def nbytes(self) -> int:
-        """The size of all files together, in bytes."""
-        return sum(entry.nbytes for entry in self.files)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -11,7 +11,8 @@ from dpilot.data import Manifest, download
 from dpilot.errors import PilotError, StagingError
 from dpilot.placement import Site
 from dpilot.runtime.jobs import Setting, terms
-from dpilot.runtime.staging import Brought, Replica
+from dpilot.runtime.places import Replica
+from dpilot.runtime.staging import Brought
 
 __all__ = ["Bring", "Bringing"]
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from dpilot.data import Manifest, Source, Store
 from dpilot.errors import StoreFullError, UnknownObjectError
-from dpilot.placement import Decision, InputView, Request, Site
+from dpilot.placement import Decision, Distance, InputView, Request, Site
+from dpilot.runtime.places import Replica
 from dpilot.states import COMPUTE_UNIT, DATA_UNIT, PILOT, SERVICE, Lifecycle, State
 
 __all__ = ["DataRecord", "PilotRecord", "Record", "Records", "ServiceRecord", "StoreRecord", "Times", "UnitRecord"]
@@ -71,7 +72,7 @@ class PilotRecord(Record):
 class StoreRecord(Record):
     """A store. Its credentials are in `store`, which does not show them, and nowhere else."""
 
-    __slots__ = ("asked", "hosts", "opener", "reserved", "site", "store", "units", "used_nbytes")
+    __slots__ = ("asked", "hosts", "opener", "reserved", "seen_at", "site", "store", "units", "used_nbytes")
 
     def __init__(self, id: str, owner: str, now: float, watchers: set[str], store: Store, opener: str) -> None:
         super().__init__(id, owner, Lifecycle(SERVICE, now), watchers)
@@ -80,6 +81,7 @@ class StoreRecord(Record):
         self.hosts: set[str] = set()  # workers that see it as local files
         self.asked: set[str] = set()  # workers that have not said yet whether they do
         self.site = Site(store.datacenter, store.machine)
+        self.seen_at: dict[Distance, Replica] = {}  # how its replicas look from a site so far away, if it has no host
         self.units: dict[str, None] = {}
         self.used_nbytes = 0
         self.reserved: dict[str, int] = {}
@@ -253,16 +255,18 @@ class UnitRecord(Record):
 
     def times(self) -> Times:
         """When it was submitted, and what its last attempt did when."""
+        ended = self.life.since if self.life.state.is_final else None
+        # The states tell only when it was given to its worker.
+        is_known = ended is not None and self.began is not None
         began = ran = collected = None
-        for entered, at in self.life.steps():
+        for entered, at in self.life.steps() if self.outputs or not is_known else ():
             if entered is State.Pending:  # what an attempt did that came back here counts as waiting
                 began = ran = collected = None
             elif entered is State.Running and ran is None:
                 began, ran = at if began is None else began, at
             elif entered is State.Staging:
                 began, collected = at if began is None else began, at if ran is not None else None
-        ended = self.life.since if self.life.state.is_final else None
-        if ended is not None and self.began is not None:  # the states tell only when it was given to its worker
+        if ended is not None and self.began is not None:
             began = min(ended, self.began)
             ran = min(ended, began + self.staged_s)
         return Times(self.life.made, began, ran, collected, ended)

@@ -12,23 +12,10 @@ from typing import IO, Any, NamedTuple, Protocol
 from dpilot.data import Cache, Manifest, Store, copy_files, download, fetch, link_files, stage_out
 from dpilot.errors import ChecksumError, PilotError, StagingError, StoreError, StoreFullError, UnitError
 from dpilot.runtime.jobs import terms
-from dpilot.runtime.places import Place
+from dpilot.runtime.places import Place, Replica
 from dpilot.runtime.work import Program, Reference, UnitTask
 
-__all__ = ["Ahead", "Inputs", "Replica", "StagedData", "Staging"]
-
-
-class Replica(NamedTuple):
-    """One replica of an input, as seen from the pilot of the unit that reads it.
-
-    ``distance`` is 0 on the same machine, 1 in the same datacenter and 2 elsewhere; ``may_link`` whether the labels
-    allow that its files are linked, should they be visible.
-    """
-
-    pd: str
-    place: Place
-    distance: int
-    may_link: bool
+__all__ = ["Ahead", "Inputs", "StagedData", "Staging"]
 
 
 #: Data unit -> its manifest, and its replicas, nearest first.

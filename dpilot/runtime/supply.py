@@ -22,8 +22,9 @@ from dpilot.runtime.catalogue import Catalogue
 from dpilot.runtime.herald import Herald
 from dpilot.runtime.jobs import Discard
 from dpilot.runtime.matching import make_matcher
+from dpilot.runtime.places import Replica
 from dpilot.runtime.records import DataRecord, PilotRecord, StoreRecord, UnitRecord
-from dpilot.runtime.staging import Brought, Inputs, Replica
+from dpilot.runtime.staging import Brought, Inputs
 from dpilot.urls import new_id
 
 __all__ = ["Supply"]
@@ -67,12 +68,13 @@ class Supply(Herald):
         What the worker sees as local files comes first: it is not moved at all. Of a store and a cache at the same
         site, it is the store: that serves many at once.
         """
-        stores = [(store, self._replica(store, site, reader)) for store in map(self._store, data.replicas)]
+        stores = [self._store(pd) for pd in data.replicas]
         if len(stores) == 1 and not data.cached:  # as most: there is nothing to put in order
-            return [replica for _, replica in stores]
+            return [self._replica(stores[0], site, reader)]
         links, counted_on = self.matcher.policy.links, self.matcher.transit.source_of(data.id, site)
         found: list[tuple[Any, Replica]] = []
-        for store, replica in stores:
+        for store in stores:
+            replica = self._replica(store, site, reader)
             is_seen = replica.may_link and reader in store.hosts
             order = not is_seen, store.site != counted_on, links.rank(store.site, site), 0, store.id
             found.append((order, replica))
@@ -84,9 +86,14 @@ class Supply(Herald):
 
     def _replica(self, store: StoreRecord, site: Site, reader: str | None) -> Replica:
         distance = store.site.distance(site)
-        # Files may be linked where the path can be seen: not if the labels say that the store is far away.
-        may_link = distance is not Distance.OTHER_DATACENTER
-        return Replica(store.id, self.catalogue.place(store.id, reader), int(distance), may_link)
+        replica = None if store.hosts else store.seen_at.get(distance)
+        if replica is None:
+            # Files may be linked where the path can be seen: not if the labels say that the store is far away.
+            may_link = distance is not Distance.OTHER_DATACENTER
+            replica = Replica(store.id, self.catalogue.place(store.id, reader), int(distance), may_link)
+            if not store.hosts:
+                store.seen_at[distance] = replica
+        return replica
 
     def _source_site(self, source: str) -> Site | None:
         """The site of a store, or of the machine whose cache a pilot stands for."""
