@@ -93,7 +93,7 @@ class Bindings(Demand):
         slots.bring_s += WEIGHT * (brought_s - slots.bring_s) if slots.bring_s else brought_s
         if came:
             self.runtimes.begin(kind, unit, self.runtimes.now)
-        if bound.line.request.slots == 1 and slots.gap_s > LEAST_GAP_S:
+        if bound.line.request.slots == 1 and slots.gap_s + slots.bring_s > LEAST_GAP_S:
             self.begun.append((unit, kind, late_s))
 
     def observe(self, kind: str, seconds: float) -> None:

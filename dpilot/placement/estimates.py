@@ -6,8 +6,8 @@ __all__ = ["LEAST_GAP_S", "RunTimes"]
 
 #: Weight of the newest observation in the moving averages.
 _WEIGHT = 0.3
-#: Where messages take no longer there and back, no unit is sent ahead.
-LEAST_GAP_S = 0.02
+#: Where a slot would stand idle for no longer, no unit is sent ahead.
+LEAST_GAP_S = 0.01
 
 
 class _Kind:
@@ -115,7 +115,7 @@ class RunTimes:
         bring_s : float
             How long inputs take to be brought there: for so much longer it would.
         """
-        if gap_s <= LEAST_GAP_S:
+        if gap_s + bring_s <= LEAST_GAP_S:
             return None
         known = self._kinds.get(kind)
         if known is None or known.mean_s is None:

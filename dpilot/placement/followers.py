@@ -1,7 +1,7 @@
 """Units that are sent after others, so that they are there when these end: asked back where they wait for too long.
 
-Where messages take long, a slot would stand idle from when a unit has ended until the next one has come, and has
-brought what it reads.
+Where messages take long, or data, a slot would stand idle from when a unit has ended until the next one has come, and
+has brought what it reads.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dpilot.placement.bindings import Bindings
 
 __all__ = ["Followers"]
 
-#: So many gaps after the next one was sent, a unit that was about to end is late: a slot that stands idle for one gap
-#: then, because the next one was taken back, loses little beside what it runs.
+#: So many gaps after the next one should have come, a unit that was about to end is late: a slot that stands idle for
+#: one gap then, because the next one was taken back, loses little beside what it runs.
 _LATE_GAPS = 10.0
 #: Nobody is late within less than this.
 _LEAST_S = 0.05
@@ -74,7 +74,8 @@ class Followers:
         for unit in matcher.left:
             pilot = matcher.pilot_of(unit)
             if pilot is not None:
-                heapq.heappush(looks, (now + self._late_s(pilot.slots.gap_s), unit))
+                slots = pilot.slots
+                heapq.heappush(looks, (now + slots.bring_s + self._late_s(slots.gap_s), unit))
         matcher.left.clear()
         while looks and looks[0][0] <= now:
             _, unit = heapq.heappop(looks)

@@ -79,13 +79,13 @@ class Dpilot:
         request = Request(_POOL, unit.kind, unit.slots, unit.site, unit.affinity == "require", unit.pilot, unit.inputs)
         return self._requests.setdefault(request, request)
 
-    def staged(self, unit: int) -> None:
-        """Nothing is on its way to it any more."""
+    def staged(self, unit: int, brought_s: float) -> None:
+        """Nothing is on its way to it any more; what was brought for it took so long."""
         spec = self._units[unit]
         pilot = self.matcher.pilot_of(spec.id)
         if pilot is not None:
             self._observe_gap(self._pilot_numbers[pilot.name])
-        self.matcher.staged(spec.id)
+        self.matcher.staged(spec.id, brought_s)
 
     def ended(self, unit: int, pilot: int, run_s: float) -> None:
         """Its slots are free, and something was learned of its kind."""

@@ -79,8 +79,8 @@ class Placement(Protocol):
     def ready(self, unit: int, now: float) -> None:
         """A unit was submitted and its inputs exist, or it was lost: it is to be bound."""
 
-    def staged(self, unit: int) -> None:
-        """A unit's inputs have been brought to it: it runs."""
+    def staged(self, unit: int, brought_s: float) -> None:
+        """A unit's inputs are there, and it runs; bringing what was brought for it took so long."""
 
     def ended(self, unit: int, pilot: int, run_s: float) -> None:
         """A unit has ended and its slots are free; it had run for so long, staging not counted."""

@@ -81,7 +81,7 @@ class Base:
             self.free.discard(pilot)
         return Binding(unit, pilot)
 
-    def staged(self, unit: int) -> None:
+    def staged(self, unit: int, brought_s: float) -> None:
         pass
 
     def ended(self, unit: int, pilot: int, run_s: float) -> None:

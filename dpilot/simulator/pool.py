@@ -20,8 +20,8 @@ class Attempt:
     """One time that a unit is bound: it ends with it, or is lost with its pilot."""
 
     __slots__ = (
-        "bound_s", "early", "ended_s", "held", "is_done", "is_over", "machine", "n_inputs", "nbytes", "pilot", "ran_s",
-        "ready_s", "slot_s", "started_s", "unit", "upload", "uses",
+        "bound_s", "brought_s", "early", "ended_s", "held", "is_done", "is_over", "machine", "n_inputs", "nbytes",
+        "pilot", "ran_s", "ready_s", "slot_s", "started_s", "unit", "upload", "uses",
     )  # fmt: skip
 
     def __init__(self, binding: Binding, machine: Machine, ready_s: float, now: float) -> None:
@@ -32,6 +32,7 @@ class Attempt:
         self.ready_s, self.bound_s = ready_s, now
         self.slot_s = self.started_s = self.ran_s = self.ended_s = -1.0
         self.is_over = self.is_done = False
+        self.brought_s = 0.0  # how long it took to bring what was brought for it, if that was anything
         self.early: dict[int, int] | None = None  # data units that came for it, and it does not use yet: from how far
         self.uses: list[int] | None = None  # data units that its machine keeps for it
         self.upload: tuple[Transfer, int] | None = None  # the one that is under way, and how far it goes

@@ -282,6 +282,7 @@ class Staging:
             self.copied[distance] += self._sizes[data]
         else:
             first.early = {**(first.early or {}), data: distance}
+            first.brought_s = max(first.brought_s, now - bringing.begun_s)
         attempts = [attempt for attempt in bringing.waiting if not attempt.is_over]
         for attempt in attempts:  # all of them hold it before the first goes on to what may evict it
             self._got(attempt, data)

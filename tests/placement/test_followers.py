@@ -67,6 +67,17 @@ def test_the_next_one_is_sent_so_that_it_has_its_data_when_the_one_before_ends()
     assert bound(m, 1.31) == {"b": "us"}
 
 
+def test_where_messages_take_no_time_but_data_does_the_next_one_brings_its_own_meanwhile():
+    m = Matcher(Policy(Links(), 1.0))
+    reads_at_home(m, 0.001, runs_s=10.0)
+    m.staged("a", 4.0)
+    assert bound(m, 0.5) == {}
+    assert bound(m, 6.4) == {}
+    assert bound(m, 6.6) == {"b": "us"}
+    assert not m.match(10.4).returns, "nobody is late before it should have ended"
+    assert m.match(10.7).returns == ["b"]
+
+
 def test_where_it_is_heard_late_that_a_unit_runs_the_next_one_is_sent_as_much_earlier():
     m = Matcher(Policy(Links(), 1.0))
     reads_at_home(m, 0.1, runs_s=1.0)
