@@ -67,16 +67,20 @@ class Followers:
             heapq.heappush(self._ends, (now + max(0.0, wait_s), self._count, unit))
         matcher.begun.clear()
 
-    def look(self, now: float) -> list[str]:
-        """Units that are to be taken back from their workers, if they have not begun by then."""
+    def look(self, now: float) -> None:
+        """Take in which units have begun, or are about to end, since the last time."""
         self._expect(now)
-        matcher, looks, back = self._matcher, self._looks, list[str]()
+        matcher = self._matcher
         for unit in matcher.left:
             pilot = matcher.pilot_of(unit)
             if pilot is not None:
                 slots = pilot.slots
-                heapq.heappush(looks, (now + slots.bring_s + self._late_s(slots.gap_s), unit))
+                heapq.heappush(self._looks, (now + slots.bring_s + self._late_s(slots.gap_s), unit))
         matcher.left.clear()
+
+    def take_back(self, now: float) -> list[str]:
+        """Units that are to be taken back from their workers, if they have not begun by then."""
+        matcher, looks, back = self._matcher, self._looks, list[str]()
         while looks and looks[0][0] <= now:
             _, unit = heapq.heappop(looks)
             pilot = matcher.pilot_of(unit)

@@ -101,6 +101,7 @@ class Matcher(Bindings):
         self._ahead = Ahead(self)
         self._followers = Followers(self)
         self._made: list[Binding] = []  # and not told yet
+        self._returned: list[str] = []  # likewise
 
     def match(self, now: float) -> Matching:
         """Bind all that can be bound well now, or so much of it as one call may do.
@@ -112,12 +113,14 @@ class Matcher(Bindings):
         Should it raise, which were a mistake of ours, then what it has bound is told by the next call.
         """
         matching = self._match(self._made, now)
-        self._made = []
-        return matching
+        returned = [unit for unit in self._returned if unit not in matching.recalls]
+        self._made, self._returned = [], []
+        return matching._replace(returns=returned)
 
     def _match(self, bindings: list[Binding], now: float) -> Matching:
         self.runtimes.now = self.policy.links.now = now
         self.transit.begin_turn(now)
+        self._returned += self._followers.take_back(now)
         self._followers.send(now)
         recalls = self._reconsider(now)
         if recalls:
@@ -135,11 +138,11 @@ class Matcher(Bindings):
             del self._fresh[pilot]
         if self._marked or self._fresh or self._untold or len(bindings) >= _MOST_STEPS:
             return Matching(bindings, 0.0)
-        returns = self._followers.look(now)
+        self._followers.look(now)
         copies: Sequence[Copying] = ()
         if self.ahead:
             copies = self._ahead.order(now, any(pilot.slots.idle for pilot in fresh))
-        return Matching(bindings, self._recheck_s(now, recheck_s), copies, (), returns)
+        return Matching(bindings, self._recheck_s(now, recheck_s), copies)
 
     def _reconsider(self, now: float) -> list[str]:
         """Lines that may have other homes now: a data unit has come, or takes too long. Returns units to take back."""

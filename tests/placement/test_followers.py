@@ -35,6 +35,22 @@ def test_a_unit_behind_one_that_does_not_end_is_taken_back_and_goes_elsewhere():
     assert bound(m, now + 1.0)["b"] != home
 
 
+def test_nobody_is_sent_after_a_unit_when_it_turns_out_that_that_does_not_end():
+    m = Matcher(Policy(Links(), 1.0))
+    m.add_pilot("p", Site("p"), 1)
+    m.add_worker("p", "p-0", 1)
+    m.set_gap("p", 0.1)
+    m.runtimes.observe("", 1.0)
+    submit(m, "a")
+    assert bound(m) == {"a": "p"}
+    m.leave("a")
+    now = 1.0 + m.match(1.0).recheck_s
+    submit(m, "b", now=now)
+    matching = m.match(now)
+    assert not matching.bindings
+    assert not matching.returns
+
+
 def reads_at_home(m, gap_s, runs_s=None):
     """A matcher with one slot and two units that have their data beside it, one of them bound."""
     m.add_pilot("us", US, 1)

@@ -202,6 +202,7 @@ class Matching(RuleBasedStateMachine):
             self.tell("staged", unit)  # else their links would be taken to be as slow as that
         one, other = (m.match(self.now) for m in self.matchers)
         assert one == other, "the same events gave two decisions"
+        assert self.running.keys() >= set(one.returns), "only who is at a worker can be taken back from there"
         for binding in one.bindings:
             request = self.requests.pop(binding.unit)  # KeyError: lost, or bound twice
             site, workers, closed = self.pilots[binding.pilot]
