@@ -13,7 +13,9 @@ import cloudpickle
 import pytest
 from dask.base import tokenize
 
+from dpilot.data import Store
 from dpilot.placement import Request
+from dpilot.runtime.places import Place, Replica
 from dpilot.runtime.work import (
     Call,
     Program,
@@ -201,3 +203,12 @@ def test_the_scheduler_reads_the_request_without_the_users_modules() -> None:
 def test_dask_tells_units_apart_by_their_ids() -> None:
     assert tokenize(unit("cu-1")) == tokenize(unit("cu-1"))
     assert tokenize(unit("cu-1")) != tokenize(unit("cu-2"))
+
+
+def test_a_replica_arrives_as_it_was_each_time_it_is_sent():
+    replica = Replica("pd-1", Place(Store("s3://bucket/d", datacenter="eu", machine="m"), "tcp://w:1"), 1, False)
+    for _ in range(2):
+        (come,) = pickle.loads(pickle.dumps([replica]))
+        assert (come.pd, come.distance, come.may_link) == ("pd-1", 1, False)
+        assert come.place.host == "tcp://w:1"
+        assert come.place.store.url == replica.place.store.url
