@@ -98,8 +98,8 @@ class Pilot:
         )
 
     def lasts(self, until: float | None) -> bool:
-        """Whether it is still there then; None: nobody knows when that is."""
-        return self.ends_at is None or until is None or until <= self.ends_at
+        """Whether it is still there then, if what a unit reads is brought first; None: nobody knows when that is."""
+        return self.ends_at is None or until is None or until + self.slots.bring_s <= self.ends_at
 
     def fits(self, need: Need, expected_s: float) -> bool:
         """Whether it would take a unit with such a need now."""

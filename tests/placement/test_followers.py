@@ -94,6 +94,18 @@ def test_where_messages_take_no_time_but_data_does_the_next_one_brings_its_own_m
     assert m.match(10.7).returns == ["b"]
 
 
+def test_nothing_follows_where_it_would_outlast_the_pilot_once_its_data_has_come():
+    ran = {}
+    for ends_at in (20.9, 21.1):
+        m = Matcher(Policy(Links(), 1.0))
+        reads_at_home(m, 0.001, runs_s=10.0)
+        m.set_end("us", ends_at)
+        m.staged("a", 4.0)
+        m.match(0.5)
+        ran[ends_at] = bound(m, 7.0)
+    assert ran == {20.9: {}, 21.1: {"b": "us"}}
+
+
 def test_where_it_is_heard_late_that_a_unit_runs_the_next_one_is_sent_as_much_earlier():
     m = Matcher(Policy(Links(), 1.0))
     reads_at_home(m, 0.1, runs_s=1.0)
