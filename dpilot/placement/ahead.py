@@ -28,6 +28,8 @@ __all__ = ["Ahead", "Copying"]
 
 #: How many of the longest queues, and how many lines of each, are looked at.
 _MOST_QUEUES, _MOST_MOVABLE = 4, 4
+#: Lines that would be sent if there was a way: where to, and how many seconds of work for each slot there.
+_Claims = dict[Line, tuple[Place, float]]
 
 
 class Ahead(Wanted):
@@ -42,8 +44,6 @@ class Ahead(Wanted):
     def __init__(self, matcher: Demand) -> None:
         super().__init__(matcher)
         self._seen: tuple[object, ...] = ()
-        # Lines that would be sent if there was a way: where to, and how many seconds of work for each slot there.
-        self._claims: dict[Line, tuple[Place, float]] = {}
 
     def order(self, now: float, is_idle: bool) -> list[Copying]:
         """What is to be brought from now on; `is_idle`: a slot is free that nobody takes."""
@@ -76,7 +76,7 @@ class Ahead(Wanted):
 
     def _send(self, pool: Pool, copies: list[Copying], now: float) -> None:
         busy, aside = pool.busy, list[tuple[float, int, Queue]]()
-        self._claims.clear()
+        claims: _Claims = {}
         while busy and len(aside) < _MOST_QUEUES:
             entry = busy[0]
             queue = entry[2]
@@ -95,7 +95,7 @@ class Ahead(Wanted):
                 if busy[0][2] is not queue:
                     continue
             lines.sort(key=lambda line: self._has_sooner(line, queue, tail_s))
-            if not any(self._send_one(line, copies, now) for line in lines):
+            if not any(self._send_one(line, copies, claims, now) for line in lines):
                 aside.append(heapq.heappop(busy))
         for entry in aside:
             heapq.heappush(busy, entry)
@@ -105,10 +105,10 @@ class Ahead(Wanted):
         runtimes = self._matcher.runtimes
         return any(other is not queue and other.place.tail_s(runtimes) <= tail_s for other in line.queues)
 
-    def _send_one(self, line: Line, copies: list[Copying], now: float) -> bool:
+    def _send_one(self, line: Line, copies: list[Copying], claims: _Claims, now: float) -> bool:
         """Send a line to where it would end before the last one that waits at its home. Returns whether it was."""
         matcher = self._matcher
-        self._claims.pop(line, None)
+        claims.pop(line, None)
         if line.is_late or not line.request.inputs or line.need.slots != 1:
             return False
         run_s = matcher.runtimes.shown_s(line.request.kind, now)
@@ -116,7 +116,7 @@ class Ahead(Wanted):
         tail_s = min(self._tail_s(home, line, now) + self._label_s(line, home) for home in homes)
         is_wanted = bool(line.pool.wanting or line.pool.agenda.given_s)
         nearest: dict[bool, tuple[float, Option]] = {}  # of those to which there is a way now, and of the others
-        for order, option in self._elsewhere(line, homes, now):
+        for order, option in self._elsewhere(line, homes, claims, now):
             has_way = self._has_room(option.missing, option.place.site, now)
             if has_way not in nearest or order < nearest[has_way][0]:
                 nearest[has_way] = order, option
@@ -129,14 +129,16 @@ class Ahead(Wanted):
             if has_way:
                 self._bring(line, option, copies, now, goes=all_s < spare_s)
             else:
-                self._claims[line] = option.place, line.length * run_s / option.place.slots
+                claims[line] = option.place, line.length * run_s / option.place.slots
             return has_way
         return False
 
     def _label_s(self, line: Line, place: Place) -> float:
         return self._matcher.policy.label_s(line.request, place.site)
 
-    def _elsewhere(self, line: Line, homes: Sequence[Place], now: float) -> Iterator[tuple[float, Option]]:
+    def _elsewhere(
+        self, line: Line, homes: Sequence[Place], claims: _Claims, now: float
+    ) -> Iterator[tuple[float, Option]]:
         """Where else a line could run, were its data there: the least of these numbers is the best."""
         matcher, given_s = self._matcher, line.pool.agenda.given_s
         views = matcher.views(line.request)
@@ -147,7 +149,7 @@ class Ahead(Wanted):
                 continue
             missing = self._missing(views, place.site)
             if missing:
-                claimed_s = sum(seconds for other, seconds in self._claims.values() if other is place)
+                claimed_s = sum(seconds for other, seconds in claims.values() if other is place)
                 free_s = self._tail_s(place, line, now) + away_s + given_s.get(place, 0.0) + claimed_s
                 stage_s = self._stage_s(missing, place.site) + self._label_s(line, place)
                 begins_s = max(stage_s, free_s)

@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 #: How long a unit may have been at its worker before clients are told that it runs: most tiny units
 #: have ended by then, and one message tells both.
 _TELL_AFTER_S = 0.02
+#: How much of a longer way of messages is believed to be usual from now on.
+_BELIEVED = 0.05
 #: How long after a mistake it is tried again to place units.
 _AGAIN_S = 1.0
 #: The result of a program.
@@ -195,7 +197,7 @@ class Coordinator(Supply):
             gap_s = time.time() - record.bound - took_s
             known_s = self._gap_s.get(record.pilot)
             if known_s is not None:
-                gap_s = min(gap_s, known_s if follows else known_s + 0.05 * (gap_s - known_s))
+                gap_s = min(gap_s, known_s) if follows else _usually_s(known_s, gap_s)
             self._set_gap(record.pilot, gap_s)
 
     def _set_gap(self, pilot: str, gap_s: float) -> None:
@@ -370,8 +372,7 @@ class Coordinator(Supply):
         if worker is None:
             return 0.0
         took_s = time.time() - at
-        usual_s = self._usual_s.get(worker, took_s)
-        self._usual_s[worker] = usual_s = min(took_s, usual_s + 0.05 * (took_s - usual_s))
+        usual_s = self._usual_s[worker] = _usually_s(self._usual_s.get(worker, took_s), took_s)
         return took_s - usual_s
 
     def _announce(self, record: UnitRecord, pilot: str, worker: str) -> None:
@@ -439,6 +440,11 @@ class Coordinator(Supply):
             if self._writer.get(du) == record.id:
                 del self._writer[du]
                 self._writing[du].release()
+
+
+def _usually_s(known_s: float, seen_s: float) -> float:
+    """How long messages usually take: what is less is believed at once, for they may be held up but not be early."""
+    return min(seen_s, known_s + _BELIEVED * (seen_s - known_s))
 
 
 def _unreadable(unit: str, error: BaseException) -> InputError:
