@@ -66,7 +66,7 @@ class Copies:
         machines = [
             machine
             for pilot in pilots
-            if pilot is not None and pilot.site.machine is not None and pilot.slots.open and pilot.could(line.need)
+            if pilot is not None and pilot.site.machine is not None and pilot.can_carry and pilot.could(line.need)
             for machine in pilot.places
             if machine.site.machine is not None and line.pool.has(machine)
         ]
@@ -151,4 +151,4 @@ class Copies:
 
 def _carrier(place: Place) -> Pilot | None:
     """A pilot of a machine whose workers can bring something there."""
-    return next((pilot for pilot in place.pilots.values() if pilot.slots.open), None)
+    return next((pilot for pilot in place.pilots.values() if pilot.can_carry), None)

@@ -133,16 +133,20 @@ class Fleet:
     ) -> None:
         """A worker of `pilot` has joined with `slots` slots; `memory_nbytes` of None is no limit."""
         held = self._pilots[pilot]
+        could_carry = held.can_carry
         held.slots.add_worker(address, slots, memory_nbytes, gpus)
         if held.declare(max(held.declared, held.slots.total)):
             self._re_decide(held)
+        self._see_anew(held, could_carry)
         self._changed[held] = None
 
     def open_worker(self, pilot: str, address: str, is_open: bool) -> None:
         """Let a worker take units, or let it not: it starts, is paused or retires."""
         held = self._pilots.get(pilot)
         if held is not None and address in held.slots.workers:
+            could_carry = held.can_carry
             held.slots.open_worker(address, is_open)
+            self._see_anew(held, could_carry)
             self._unreserve(held)
             self._changed[held] = None
 
@@ -165,6 +169,13 @@ class Fleet:
         self._unreserve(held)
         self._re_decide(held)
         self._changed[held] = None
+
+    def _see_anew(self, pilot: Pilot, could_carry: bool) -> None:
+        """If data can be brought to a pilot's machine now, or not any more: see anew to lines that lack some."""
+        if pilot.can_carry is not could_carry:
+            for pool in (*self._pools.values(), *self._direct.values()):
+                if pilot.name in pool.root.pilots:
+                    pool.seen_to = (), None
 
     def _lose(self, unit: str) -> None:
         """A unit is bound no more."""

@@ -88,6 +88,11 @@ class Pilot:
         """Seconds of work per slot that it has already."""
         return self.slots.backlog_s / self.declared if self.declared else 0.0
 
+    @property
+    def can_carry(self) -> bool:
+        """Whether it has workers that can bring something to its machine."""
+        return self.slots.open > 0
+
     def could(self, need: Need) -> bool:
         """Whether it could meet a need if it was idle."""
         return (

@@ -256,3 +256,20 @@ def test_data_is_brought_also_where_units_were_submitted_to_a_pilot_directly():
     copies, ran = bring(m)
     assert sorted(copy.du for copy in copies) == [f"du-{number}" for number in range(4)]
     assert len(ran) == 4
+
+
+@pytest.mark.parametrize("comes", ["joins", "opens"])
+def test_data_is_brought_as_soon_as_there_is_a_worker_to_bring_it(comes):
+    """Units are often submitted while their pilot has yet to start."""
+    m = Matcher(Policy(Links()), ahead=True)
+    m.add_pilot("eu", EU, 1)
+    if comes == "opens":
+        m.add_worker("eu", "eu-0", 1)
+        m.open_worker("eu", "eu-0", False)
+    submit(m, "cu", **reads(m, "du", US, nbytes=10 * MB))
+    assert m.match(0.0).copies == []
+    if comes == "opens":
+        m.open_worker("eu", "eu-0", True)
+    else:
+        m.add_worker("eu", "eu-0", 1)
+    assert [(copy.du, copy.pilot) for copy in m.match(0.5).copies] == [("du", "eu")]

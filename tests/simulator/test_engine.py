@@ -31,6 +31,14 @@ def test_a_pilot_that_comes_late():
     assert simulate(bag(4, submitted_s=0.0, arrives_s=7.0)).makespan_s == pytest.approx(8)
 
 
+def test_data_comes_to_a_pilot_that_comes_late_as_to_one_that_is_there():
+    """It was declared when units were submitted, but had no workers yet to bring anything."""
+    stores, data, units = (Store("s", *U),), (Data("d", 50 * MB, replicas=("s",)),), (Unit("cu", 1.0, inputs=("d",)),)
+    pilots = [Pilot("p", 1, *E, submitted_s=0.0, arrives_s=at_s) for at_s in (0.0, 7.0)]
+    results = [simulate(Scenario((pilot,), units, stores, data, (LINK,))) for pilot in pilots]
+    assert results[1].makespan_s == pytest.approx(results[0].makespan_s + 7)
+
+
 def test_units_that_are_submitted_later():
     units = tuple(Unit(f"cu-{i}", 1.0, submitted_s=10.0 * i) for i in range(3))
     result = simulate(Scenario((Pilot("p", 1),), units))
