@@ -10,11 +10,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -52,6 +52,7 @@ _AHEAD_OF_ALL = 12
 _ahead = threading.BoundedSemaphore(_AHEAD_OF_ALL)
 _SHARES_OF_ALL = 28
 _shared = threading.BoundedSemaphore(_SHARES_OF_ALL)  # shares beyond the first of their objects
+_LOOK_S = 0.25  # how long a reader is kept waiting at the most before it may see to other things
 _QUICK = 4.0  # how many times as long as the server takes to answer a share takes while the way is not full
 
 # What we translate for obstore; with any other option, s3fs is used.
@@ -131,7 +132,7 @@ class Bucket:
         self._lanes = _Lanes(_QUICK * answers_s)
 
     def read(self, key: str, nbytes: int | None = None) -> Iterator[Buffer]:
-        """The bytes of an object in pieces.
+        """The bytes of an object in pieces, with empty ones while none comes: who reads may have to stop meanwhile.
 
         Parameters
         ----------
@@ -172,6 +173,7 @@ class Bucket:
             further.add_done_callback(lambda _: _shared.release())
         try:
             for share in coming:
+                yield from _meanwhile(share)
                 size, found = share.result()
                 if size != shares[-1].stop:
                     break
@@ -187,12 +189,13 @@ class Bucket:
     def _parts(self, key: str, plain: SignedObject, pieces: Iterable[Buffer], rest: range) -> Iterator[Buffer]:
         """The pieces at hand, then the rest of a large object: over one connection while that is fast, else several."""
         fast = True
+        is_over = threading.Event()
         waiting: deque[Future[list[Buffer]]] = deque()
         with ThreadPoolExecutor(_AHEAD, thread_name_prefix="dpilot-s3") as pool:
             try:
                 while True:
                     while not fast and rest and len(waiting) < _AHEAD and _ahead.acquire(blocking=False):
-                        waiting.append(pool.submit(self._part, key, rest[:_PART]))
+                        waiting.append(pool.submit(self._part, key, rest[:_PART], is_over))
                         rest = rest[_PART:]
                     if isinstance(pieces, list):
                         yield from pieces
@@ -201,6 +204,7 @@ class Bucket:
                         yield from clock.timed(pieces)
                         fast = clock.is_fast
                     if waiting:
+                        yield from _meanwhile(waiting[0])
                         future = waiting.popleft()
                         _ahead.release()
                         pieces = future.result()
@@ -214,6 +218,7 @@ class Bucket:
                     else:
                         return
             finally:
+                is_over.set()
                 for future in waiting:
                     future.cancel()
                     _ahead.release()
@@ -230,8 +235,8 @@ class Bucket:
         found = await obstore.get_async(self._store, key, options={"range": (part.start, part.stop)})
         return found.meta["size"], memoryview(await found.bytes_async())
 
-    def _part(self, key: str, part: range) -> list[Buffer]:
-        return list(self._stream(key, part))
+    def _part(self, key: str, part: range, is_over: threading.Event) -> list[Buffer]:
+        return list(takewhile(lambda _: not is_over.is_set(), self._stream(key, part)))
 
     def put(self, key: str, data: bytes) -> None:
         """Write a small object, with one request; raises as :meth:`read` does."""
@@ -275,6 +280,12 @@ class Bucket:
         finally:
             for _ in range(extra):
                 _ahead.release()
+
+
+def _meanwhile(coming: Future[Any]) -> Iterator[bytes]:
+    """Empty pieces until something has come."""
+    while not wait([coming], _LOOK_S).done:
+        yield b""
 
 
 def _shares(nbytes: int) -> list[range]:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import random
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from dpilot.data import Store, bucket
+from dpilot.data import Store, bucket, download, expand_sources, upload
 from dpilot.data.s3 import S3Location
 from dpilot.data.signed import SignedObject
-from dpilot.errors import StoreError
-from tests.helpers import eventually
+from dpilot.errors import StoreError, TransferStoppedError
+from tests.helpers import LONG_S, eventually
 from tests.services import S3
 
 pytestmark = pytest.mark.s3
@@ -112,6 +116,94 @@ def test_several_connections_bring_an_object_of_middling_size(s3: S3, monkeypatc
         for _ in range(bucket._SHARES_OF_ALL):
             bucket._shared.release()
     assert asked == []
+
+
+class Relay:
+    """Passes connections on to a server; while `flows` is not set, holds back each 64 KiB of answers for `hold_s`."""
+
+    def __init__(self, port: int) -> None:
+        self.flows = threading.Event()
+        self.flows.set()
+        self.hold_s: float | None = None  # for ever
+        self.held = threading.Semaphore(0)  # one for each answer that is held back
+        self._target = "127.0.0.1", port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._sockets = [self._listener]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(self._target)
+                self._sockets += near, far
+                for source, target in (near, far), (far, near):
+                    threading.Thread(target=self._pass_on, args=(source, target, source is far), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, answers: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                if answers and not self.flows.is_set():
+                    self.held.release()
+                    self.flows.wait(self.hold_s)
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self.flows.set()
+        for one in self._sockets:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+
+@pytest.fixture
+def relay(s3: S3) -> Iterator[Relay]:
+    relay = Relay(urlsplit(s3.storage_options["endpoint_url"]).port or 80)
+    yield relay
+    relay.close()
+
+
+@pytest.mark.parametrize("n_shares", [4, 1], ids=["shares", "parts"])
+def test_a_transfer_can_be_stopped_while_hardly_anything_comes(
+    s3: S3, relay: Relay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, n_shares: int
+) -> None:
+    """Nothing of what several connections bring, or so slowly that a part of a large object takes a minute."""
+    monkeypatch.setattr(bucket, "_NEAR_S", 0 if n_shares > 1 else math.inf)
+    monkeypatch.setattr(bucket, "_FAST", math.inf)
+    nbytes = n_shares * bucket._SHARE if n_shares > 1 else len(LARGE)
+    (tmp_path / "a").write_bytes(LARGE[:nbytes])
+    options = {**s3.storage_options, "endpoint_url": f"http://127.0.0.1:{relay.port}"}
+    store = Store(f"s3://{s3.bucket()}", options).open()
+    manifest = upload(expand_sources([str(tmp_path / "a")]), store, "du-1", producer="test")
+    stop, ended = threading.Event(), list[BaseException]()
+
+    moved = itertools.count(0)
+
+    def hold(_: int) -> None:
+        if n_shares == 1 and next(moved) * bucket._PIECE > bucket._PART:  # so parts are brought ahead
+            relay.flows.clear()
+
+    def bring() -> None:
+        try:
+            download(store, manifest, tmp_path / "to", on_bytes=hold, stop=stop)
+        except BaseException as error:
+            ended.append(error)
+
+    if n_shares > 1:
+        relay.flows.clear()
+    else:
+        relay.hold_s = 0.2
+    thread = threading.Thread(target=bring)
+    thread.start()
+    assert relay.held.acquire(timeout=LONG_S)
+    stop.set()
+    thread.join(LONG_S)
+    assert not thread.is_alive(), "it goes on waiting for what does not come"
+    assert [type(error) for error in ended] == [TransferStoppedError]
+    assert list((tmp_path / "to").rglob("*")) == []
+    assert not relay.flows.is_set()
 
 
 @pytest.mark.parametrize("quick_s", [0.0, math.inf])
