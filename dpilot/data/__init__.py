@@ -3,7 +3,7 @@
 from dpilot.data.cache import Cache, entry_name, is_entry
 from dpilot.data.checksum import Hasher
 from dpilot.data.manifest import FileEntry, Manifest
-from dpilot.data.moves import Stop
+from dpilot.data.moves import Stop, Terms
 from dpilot.data.names import check_name, check_pattern, collect
 from dpilot.data.registered import Registered
 from dpilot.data.retry import Retry
@@ -24,6 +24,7 @@ __all__ = [
     "Source",
     "Stop",
     "Store",
+    "Terms",
     "check_name",
     "check_pattern",
     "collect",

@@ -15,8 +15,10 @@ import fcntl
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +29,8 @@ from dpilot.errors import StoreFullError
 
 __all__ = ["Cache", "Cached", "entry_name", "is_entry"]
 
+#: How often who waits for another one is asked whether to go on.
+_LOOK_S = 0.25
 _ENTRY = re.compile(r"(?P<du>[A-Za-z0-9][A-Za-z0-9._-]*)@[0-9a-f]+@[0-9]+")
 
 
@@ -58,7 +62,9 @@ class Cache:
         self.limit_nbytes = limit_nbytes
 
     @contextmanager
-    def hold(self, manifest: Manifest, bring: Callable[[Path], object]) -> Iterator[Cached]:
+    def hold(
+        self, manifest: Manifest, bring: Callable[[Path], object], check: Callable[[], object] = lambda: None
+    ) -> Iterator[Cached]:
         """Have the files of a data unit here, for as long as the context lasts.
 
         Parameters
@@ -67,6 +73,8 @@ class Cache:
         bring : callable
             Puts the files into the directory that it is given, verified. It is called by one process or
             thread of the machine only; the others wait for it.
+        check : callable, optional
+            Called from time to time while this waits for another one; what it raises ends the waiting.
 
         Raises
         ------
@@ -80,10 +88,10 @@ class Cache:
             brought = False
             evicted: tuple[str, ...] = ()
             while True:
-                fcntl.flock(lock, fcntl.LOCK_SH)
+                _lock(lock, fcntl.LOCK_SH, check)
                 if entry.is_dir():
                     break
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                _lock(lock, fcntl.LOCK_EX, check)
                 if not entry.is_dir():
                     evicted = self._bring(entry, manifest, bring)
                     brought = True
@@ -157,6 +165,29 @@ class Cache:
         finally:
             os.close(lock)
         return True
+
+
+def _lock(lock: int, how: int, check: Callable[[], object]) -> None:
+    """Lock a file as soon as nobody is in the way."""
+    with suppress(BlockingIOError):
+        fcntl.flock(lock, how | fcntl.LOCK_NB)
+        return
+    # In a thread, for the kernel waits for nothing else meanwhile; by a file of its own, so that `lock` may be closed.
+    own, locked = os.dup(lock), Future[None]()
+
+    def wait_for_it() -> None:
+        try:
+            fcntl.flock(own, how)
+            locked.set_result(None)
+        except OSError as error:
+            locked.set_exception(error)
+        finally:
+            os.close(own)
+
+    threading.Thread(target=wait_for_it, name="dpilot-lock", daemon=True).start()
+    while not wait([locked], _LOOK_S).done:
+        check()
+    locked.result()
 
 
 def _remove(entry: Path) -> None:

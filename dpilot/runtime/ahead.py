@@ -52,7 +52,7 @@ class Bring:
             took_s = time.monotonic() - began
             brought.append(Brought(replica.pd, replica.distance, self.manifest.nbytes, took_s, at))
 
-        with setting.cache().hold(self.manifest, bring) as cached:
+        with setting.cache().hold(self.manifest, bring, lambda: setting.moved(0)) as cached:
             return brought[0]._replace(evicted=cached.evicted) if brought else None
 
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
-from dpilot.data import Cache, Manifest, Store, copy_files, download, fetch, link_files, stage_out
+from dpilot.data import Cache, Manifest, Store, Terms, copy_files, download, fetch, link_files, stage_out
 from dpilot.errors import ChecksumError, PilotError, StagingError, StoreError, StoreFullError, UnitError
 from dpilot.runtime.jobs import terms
 from dpilot.runtime.places import Place, Replica
@@ -97,7 +97,7 @@ class Ahead:
                 seconds = time.monotonic() - began
                 self.brought[manifest.du] = Brought(replica.pd, replica.distance, manifest.nbytes, seconds, at)
 
-            with self._host.cache.hold(manifest, bring) as cached:
+            with self._host.cache.hold(manifest, bring, Terms(stop=self.stop).check) as cached:
                 if cached.evicted and manifest.du in self.brought:
                     self.brought[manifest.du] = self.brought[manifest.du]._replace(evicted=cached.evicted)
 
@@ -248,7 +248,7 @@ class Staging:
         cache, ahead = self._host.cache, self._run.ahead
         with ExitStack() as held:
             try:
-                cached = held.enter_context(cache.hold(manifest, bring))
+                cached = held.enter_context(cache.hold(manifest, bring, self._run.check))
             except StoreFullError:
                 bring(target)  # too large for the cache
                 self._staged.nbytes[replica.distance] += manifest.nbytes
@@ -258,7 +258,7 @@ class Staging:
             except ChecksumError:  # somebody was at the cache
                 held.close()  # else it would wait for itself: what is in use is not brought anew
                 cache.discard(manifest)
-                cached = held.enter_context(cache.hold(manifest, bring))
+                cached = held.enter_context(cache.hold(manifest, bring, self._run.check))
                 self._put(manifest, cached.path, target, None)
             self._run.held.push(held.pop_all())
         self._staged.evicted.extend(cached.evicted)

@@ -9,7 +9,8 @@ import pytest
 
 from dpilot.data import FileEntry, Manifest
 from dpilot.data.cache import Cache
-from dpilot.errors import StoreFullError
+from dpilot.errors import StoreFullError, UnitCanceledError
+from tests.helpers import eventually
 
 
 def manifest(du, nbytes=10, name="a"):
@@ -35,6 +36,39 @@ def test_it_is_brought_once_and_read_only(tmp_path):
             assert (cached.path / "a").read_bytes() == b"x" * 10
             assert (cached.path / "a").stat().st_mode & 0o777 == 0o444
     assert len(log) == 1
+
+
+def test_who_waits_for_another_one_can_give_up(tmp_path):
+    """Then it holds nothing, also once what it waited for is there."""
+    cache, pause, begun, gave_up = Cache(tmp_path, 10), threading.Event(), threading.Event(), threading.Event()
+
+    def bring(directory):
+        begun.set()
+        bringing(pause=pause)(directory)
+
+    def first():
+        with cache.hold(manifest("du-1"), bring):
+            pass
+
+    def check():
+        raise UnitCanceledError("it is not wanted any more")
+
+    def second():
+        with pytest.raises(UnitCanceledError), cache.hold(manifest("du-1"), bringing(), check):
+            pass
+        gave_up.set()
+
+    threads = [threading.Thread(target=work) for work in (first, second)]
+    threads[0].start()
+    assert begun.wait(30)
+    threads[1].start()
+    assert gave_up.wait(30)
+    pause.set()
+    for thread in threads:
+        thread.join(30)
+    eventually(lambda: all(thread.name != "dpilot-lock" for thread in threading.enumerate()), "nobody waits")
+    with cache.hold(manifest("du-2"), bringing()) as cached:
+        assert cached.evicted == ("du-1",)
 
 
 def test_many_threads_wait_for_one(tmp_path):
