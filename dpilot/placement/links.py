@@ -164,8 +164,10 @@ class Links:
     bandwidth_bytes_per_s : mapping of Distance to float
         Assumed before the first transfer.
     latency_s : mapping of Distance to float
-        Paid once per file.
+        Paid once per file, and once for all that are moved at the same time.
     stated : iterable of StatedLink
+    files_at_once : int
+        How many files of a data unit are moved at the same time.
 
     Attributes
     ----------
@@ -180,9 +182,11 @@ class Links:
         bandwidth_bytes_per_s: Mapping[Distance, float] | None = None,
         latency_s: Mapping[Distance, float] | None = None,
         stated: Iterable[StatedLink] = (),
+        files_at_once: int = 1,
     ) -> None:
         self.bandwidth_bytes_per_s = dict(bandwidth_bytes_per_s or _BANDWIDTH_BYTES_PER_S)
         self.latency_s = dict(latency_s or _LATENCY_S)
+        self.files_at_once = files_at_once
         self.version = 0
         self.now = 0.0
         self._news = 0
@@ -230,7 +234,7 @@ class Links:
         """A transfer of `nbytes` in `n_files` files from one site to another is about to begin."""
         link = self._link(source, target)
         link.transfers += 1
-        latency_s, alone = self._latency(link) * n_files, self._alone(link)
+        latency_s, alone = self._latency(link, n_files), self._alone(link)
         for way in link.ways:
             way.begin(self.now, latency_s, nbytes / way.rate(alone), link)
 
@@ -256,17 +260,19 @@ class Links:
     def room_at(self, source: Site, target: Site, nbytes: int, n_files: int) -> float | None:
         """From when on one more transfer would make use of what those under way leave; None: when one has ended.
 
-        One at a time, over a link of which nothing is known. Inside of a datacenter there is room, once that was tried.
+        One at a time, over a link of which nothing is known, if that tells. Inside of a datacenter there is room, once
+        that was tried.
         """
         link = self._link(source, target)
         if link.distance is Distance.SAME_MACHINE:
             return 0.0
         if not link.ways:
             return 0.0 if link.alone is not None or not link.transfers else None
-        is_known = link.is_known or (link.reverse is not None and link.reverse.is_known)
+        is_small = nbytes < LEAST_TELLING_NBYTES  # nothing would be learned by waiting for it
+        is_known = is_small or link.is_known or (link.reverse is not None and link.reverse.is_known)
         if link.transfers and not is_known:
             return None
-        latency_s, alone, at = self._latency(link) * n_files, self._alone(link), 0.0
+        latency_s, alone, at = self._latency(link, n_files), self._alone(link), 0.0
         begins_s = self._begins_s(link, nbytes)
         for way in link.ways:
             way_at = way.room_at(latency_s, nbytes / way.rate(alone), link, is_known, begins_s)
@@ -319,11 +325,11 @@ class Links:
         link = self._link(source, target)
         self._compare(link, self._seconds(link, nbytes, n_files), seconds)
         if nbytes < LEAST_TELLING_NBYTES:
-            seen_s = max(0.0, seconds - nbytes / self._rate(link)) / max(1, n_files)
+            seen_s = max(0.0, seconds - nbytes / self._rate(link)) / max(1, self._turns(n_files))
             link.latency_s = _mean(self._latency(link), seen_s)
             self.latency_s[link.distance] = _mean(self.latency_s[link.distance], seen_s)
         else:
-            flowed_s = max(seconds - self._latency(link) * n_files, seconds / 2)
+            flowed_s = max(seconds - self._latency(link, n_files), seconds / 2)
             seen = nbytes / flowed_s
             besides = [way.beside(self.now, flowed_s) for way in link.ways] or [float(max(1, link.transfers))]
             for way, beside in zip(link.ways, besides, strict=False):
@@ -360,7 +366,7 @@ class Links:
     def overdue(self, source: Site, target: Site, nbytes: int, seconds: float, n_files: int = 1) -> None:
         """A transfer of `nbytes` in `n_files` files is still under way after `seconds`: so it has no more than that."""
         link = self._link(source, target)
-        most = nbytes / max(seconds - self._latency(link) * n_files, seconds / 2)
+        most = nbytes / max(seconds - self._latency(link, n_files), seconds / 2)
         if nbytes < LEAST_TELLING_NBYTES or most >= self._rate(link):
             return
         if link.capacity is not None:
@@ -384,8 +390,13 @@ class Links:
 
     # -- what is expected
 
-    def _latency(self, link: _Link) -> float:
-        return self.latency_s[link.distance] if link.latency_s is None else link.latency_s
+    def _latency(self, link: _Link, n_files: int = 1) -> float:
+        latency_s = self.latency_s[link.distance] if link.latency_s is None else link.latency_s
+        return latency_s * self._turns(n_files)
+
+    def _turns(self, n_files: int) -> int:
+        """How often the latency of a link is paid: files that are moved at the same time have it together."""
+        return -(-n_files // self.files_at_once)
 
     def _alone(self, link: _Link) -> float:
         """What one transfer alone gets, in bytes per second: as was seen, or on the way back, or as far elsewhere."""
@@ -403,17 +414,17 @@ class Links:
         return min(alone, link.capacity / max(1, link.transfers + more))
 
     def _seconds(self, link: _Link, nbytes: int, n_files: int) -> float:
-        return self._latency(link) * n_files + nbytes / self._rate(link)
+        return self._latency(link, n_files) + nbytes / self._rate(link)
 
     def _seconds_beside(self, link: _Link, nbytes: int, n_files: int) -> float:
         """How long one more transfer takes, with those that are on its link and on its ways."""
         if not link.ways:
-            return self._latency(link) * n_files + nbytes / self._rate(link, 1)
+            return self._latency(link, n_files) + nbytes / self._rate(link, 1)
         alone = self._alone(link)
         flows_s = nbytes / alone
         for way in link.ways:
             flows_s = max(flows_s, way.wait_s(self.now) + nbytes / way.rate(alone))
-        return self._latency(link) * n_files + flows_s
+        return self._latency(link, n_files) + flows_s
 
     def rank(self, source: Site, target: Site) -> tuple[Distance, float]:
         """Sorts sources by how well they serve a target: the nearer first, of equally near ones the faster."""
@@ -436,7 +447,7 @@ class Links:
             rate = self._alone(link) if link.capacity is None else min(self._alone(link), link.capacity)
             link.as_of, link.expected = self._news, (self._latency(link), 1 / rate)
         file_s, byte_s = link.expected
-        return file_s * n_files + nbytes * byte_s
+        return file_s * self._turns(n_files) + nbytes * byte_s
 
     def table(self) -> list[LinkRow]:
         """What is known of every link that was used or stated, by name."""

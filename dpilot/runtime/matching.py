@@ -30,6 +30,7 @@ def make_matcher(records: Records) -> Matcher:
         bandwidth_bytes_per_s={d: float(config.nbytes(f"placement.bandwidth.{name}")) for d, name in names.items()},
         latency_s={d: config.seconds(f"placement.latency.{name}") for d, name in names.items()},
         stated=_stated_links(),
+        files_at_once=int(config.get("data.transfers")),
     )
     return Matcher(
         Policy(links, prefer_wait_s=config.seconds("placement.prefer-wait")),

@@ -334,7 +334,7 @@ class Engine:
         """Its inputs are there."""
         attempt.started_s = self.now
         if self._inputs[attempt.unit]:
-            self._policy.staged(attempt.unit, attempt.brought_s)
+            self._policy.staged(attempt.unit, attempt.brought_s, self.now)
             self._due = True
         run_s = self._run_s[attempt.unit] / self._pools[attempt.pilot].spec.speed
         self._at(self.now + run_s, self._ran, attempt)

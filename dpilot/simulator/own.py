@@ -46,6 +46,7 @@ class Dpilot:
     def begin(self, scenario: Scenario, seed: int) -> None:
         """Take in what is said beforehand: everything else comes as events."""
         self._units, self._pilots, self._data = scenario.units, scenario.pilots, scenario.data
+        self.links.files_at_once = scenario.files_at_once
         self._unit_numbers = {unit.id: number for number, unit in enumerate(scenario.units)}
         self._data_numbers = {data.id: number for number, data in enumerate(scenario.data)}
         self._pilot_numbers = {pilot.id: number for number, pilot in enumerate(scenario.pilots)}
@@ -79,13 +80,13 @@ class Dpilot:
         request = Request(_POOL, unit.kind, unit.slots, unit.site, unit.affinity == "require", unit.pilot, unit.inputs)
         return self._requests.setdefault(request, request)
 
-    def staged(self, unit: int, brought_s: float) -> None:
+    def staged(self, unit: int, brought_s: float, now: float) -> None:
         """Nothing is on its way to it any more; what was brought for it took so long."""
         spec = self._units[unit]
         pilot = self.matcher.pilot_of(spec.id)
         if pilot is not None:
             self._observe_gap(self._pilot_numbers[pilot.name])
-        self.matcher.staged(spec.id, brought_s)
+        self.matcher.staged(spec.id, brought_s, now=now)
 
     def ended(self, unit: int, pilot: int, run_s: float) -> None:
         """Its slots are free, and something was learned of its kind."""
@@ -114,10 +115,10 @@ class Dpilot:
         self._views[spec.id] = InputView(spec.id, spec.nbytes, spec.n_files, tuple(self._where[data]))
         self.matcher.data_changed(spec.id)
 
-    def transferred(self, source: Site, target: Site, nbytes: int, seconds: float, now: float) -> None:
+    def transferred(self, source: Site, target: Site, nbytes: int, n_files: int, seconds: float, now: float) -> None:
         """Links learn."""
         self.links.now = now
-        self.links.observe(source, target, nbytes, seconds)
+        self.links.observe(source, target, nbytes, seconds, n_files)
 
     def source(self, data: int, sources: Sequence[Site], target: Site) -> int:
         """The one that the matcher counts on, else the fastest."""

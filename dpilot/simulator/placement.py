@@ -79,7 +79,7 @@ class Placement(Protocol):
     def ready(self, unit: int, now: float) -> None:
         """A unit was submitted and its inputs exist, or it was lost: it is to be bound."""
 
-    def staged(self, unit: int, brought_s: float) -> None:
+    def staged(self, unit: int, brought_s: float, now: float) -> None:
         """A unit's inputs are there, and it runs; bringing what was brought for it took so long."""
 
     def ended(self, unit: int, pilot: int, run_s: float) -> None:
@@ -91,7 +91,7 @@ class Placement(Protocol):
     def replica(self, data: int, site: Site, is_there: bool) -> None:
         """A store or a labelled machine has a data unit now, or has it no longer."""
 
-    def transferred(self, source: Site, target: Site, nbytes: int, seconds: float, now: float) -> None:
+    def transferred(self, source: Site, target: Site, nbytes: int, n_files: int, seconds: float, now: float) -> None:
         """A data unit was brought from one site to another, in so many seconds, latency included."""
 
     def source(self, data: int, sources: Sequence[Site], target: Site) -> int:

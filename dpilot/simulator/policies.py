@@ -81,7 +81,7 @@ class Base:
             self.free.discard(pilot)
         return Binding(unit, pilot)
 
-    def staged(self, unit: int, brought_s: float) -> None:
+    def staged(self, unit: int, brought_s: float, now: float) -> None:
         pass
 
     def ended(self, unit: int, pilot: int, run_s: float) -> None:
@@ -99,7 +99,7 @@ class Base:
         else:
             self.where[data].pop(site, None)
 
-    def transferred(self, source: Site, target: Site, nbytes: int, seconds: float, now: float) -> None:
+    def transferred(self, source: Site, target: Site, nbytes: int, n_files: int, seconds: float, now: float) -> None:
         pass
 
     def source(self, data: int, sources: Sequence[Site], target: Site) -> int:

@@ -293,7 +293,8 @@ class Staging:
         """The scheduler hears what a pilot has brought to its machine, and in how many seconds."""
         bringing, seconds = brought
         machine, data = bringing.machine, bringing.data
-        self._policy.transferred(bringing.source, machine.site, self._sizes[data], seconds, self._now())
+        size, n_files = self._sizes[data], self._data[data].n_files
+        self._policy.transferred(bringing.source, machine.site, size, n_files, seconds, self._now())
         if machine.is_labelled:
             is_there = machine.site in self._cached[data] or machine.site in self._where[data]
             self._policy.replica(data, machine.site, is_there)

@@ -215,3 +215,11 @@ def test_it_is_known_over_which_link_the_last_transfer_came():
     assert not links.came_last(out, "eu", "us")
     assert links.came_last(out, "eu", "lab")
     assert links.came_last(into, "eu", "us")
+
+
+def test_files_that_are_moved_at_the_same_time_share_the_latency():
+    links = Links(stated=[StatedLink("eu", "us", 1e6, 0.5)], files_at_once=8)
+    assert [links.transfer_s(EU1, US1, 10**6, n) for n in (1, 8, 9, 20)] == pytest.approx([1.5, 1.5, 2.0, 2.5])
+    for _ in range(40):
+        links.observe(EU1, US1, 1000, 3 * 0.2, n_files=20)
+    assert links.transfer_s(EU1, US1, 0, 1) == pytest.approx(0.2, rel=0.01)
