@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from math import ceil, inf
 
 from dpilot.placement.copies import MOST_ZONES, Copying, Option
@@ -112,8 +112,8 @@ class Ahead(Wanted):
         if line.is_late or not line.request.inputs or line.need.slots != 1:
             return False
         run_s = matcher.runtimes.shown_s(line.request.kind, now)
-        homes = [queue.place for queue in line.queues]  # it waits for the one that is free first
-        tail_s = min(self._tail_s(home, line, now) + self._label_s(line, home) for home in homes)
+        homes = [queue.place for queue in line.queues]
+        tail_s = self._home_tail_s(line, homes, run_s, now)
         is_wanted = bool(line.pool.wanting or line.pool.agenda.given_s)
         nearest: dict[bool, tuple[float, Option]] = {}  # of those to which there is a way now, and of the others
         for order, option in self._elsewhere(line, homes, claims, now):
@@ -132,6 +132,23 @@ class Ahead(Wanted):
                 claims[line] = option.place, line.length * run_s / option.place.slots
             return has_way
         return False
+
+    def _home_tail_s(self, line: Line, homes: Sequence[Place], run_s: float, now: float) -> float:
+        """When all that waits at a line's homes would be done: they have its own work together, who is free first most.
+
+        It counts as work of the first of them (:meth:`Place.count`).
+        """
+        own_s = line.length * run_s
+        tails = [(self._tail_s(home, line, now) + self._label_s(line, home), home.slots) for home in homes]
+        tails[0] = tails[0][0] - own_s / tails[0][1], tails[0][1]
+        tails.sort()
+        slots = 0
+        for (tail_s, more), (next_s, _) in pairwise([*tails, (inf, 0)]):
+            slots += more
+            if own_s <= slots * (next_s - tail_s):
+                return tail_s + own_s / slots
+            own_s -= slots * (next_s - tail_s)
+        return inf
 
     def _label_s(self, line: Line, place: Place) -> float:
         return self._matcher.policy.label_s(line.request, place.site)

@@ -77,11 +77,11 @@ class Bindings(Demand):
             self.runtimes.begin(request.kind, unit, now)
         return Binding(unit, pilot.name, reservation.worker, Decision(unit, pilot.name, work_out=_work_out, seen=seen))
 
-    def staged(self, unit: str, brought_s: float = 0.0, late_s: float = 0.0) -> None:
+    def staged(self, unit: str, brought_s: float = 0.0, late_s: float = 0.0, *, now: float | None = None) -> None:
         """`unit`, which is bound, has its inputs, and runs: they are on no link any more.
 
         Bringing them took `brought_s` seconds, if they were not there. That it runs is heard `late_s` seconds later
-        than messages from there usually are.
+        than messages from there usually are; `now`, which is by default when it was matched last.
         """
         bound = self._staging.pop(unit, None)
         self._recalled.discard(unit)
@@ -92,7 +92,7 @@ class Bindings(Demand):
         kind, slots = bound.line.request.kind, self._pilot_of[unit].slots
         slots.bring_s += WEIGHT * (brought_s - slots.bring_s) if slots.bring_s else brought_s
         if came:
-            self.runtimes.begin(kind, unit, self.runtimes.now)
+            self.runtimes.begin(kind, unit, self.runtimes.now if now is None else now)
         if bound.line.request.slots == 1 and slots.gap_s + slots.bring_s > LEAST_GAP_S:
             self.begun.append((unit, kind, late_s))
 

@@ -115,16 +115,13 @@ class Copies:
     def _tail_s(self, place: Place, line: Line, now: float) -> float:
         """When a place will have done what it has, as far as run times were seen; half of what runs there has run."""
         runtimes, kind = self._matcher.runtimes, line.request.kind
-        tail_s, run_s = place.tail_s(runtimes), runtimes.expected_s(kind)
+        tail_s = place.shown_tail_s(runtimes, kind, now)
         if tail_s == inf:
             return inf
         if len(place.pilots) <= MOST_PILOTS:  # those that have yet to come may never do
             here = sum(pilot.slots.open for pilot in place.pilots.values())
             tail_s *= place.slots / here if here else 1.0
-        if runtimes.known_s(kind) is None and run_s:
-            tail_s *= runtimes.shown_s(kind, now) / run_s
-            run_s = runtimes.shown_s(kind, now)
-        return max(0.0, tail_s - run_s / 2) if place.backlog_s else tail_s
+        return max(0.0, tail_s - runtimes.shown_s(kind, now) / 2) if place.backlog_s else tail_s
 
     def _bring(self, line: Line, option: Option, copies: list[Copying], now: float, goes: bool = True) -> None:
         """Have data brought for a line, which goes there, too."""

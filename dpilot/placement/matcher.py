@@ -45,6 +45,8 @@ _MOST_FRESH = 16
 _MOST_TOLD = 64
 #: How soon it is looked again how long the first unit of a kind has run by now.
 _LEAST_LOOK_S = 0.02
+#: How long more is waited for what is on its way, before it is seen whether it still is.
+_PATIENCE_S = 1.0
 #: How many times sooner a unit has to begin elsewhere to be taken back.
 _CLEARLY = 2.0
 #: How many datacenters are looked at for a unit that may be taken back.
@@ -161,7 +163,11 @@ class Matcher(Bindings):
             late = pool.late
             while late and (late[0][0] <= now or not late[0][2].is_coming):
                 line = heapq.heappop(late)[2]
-                if line.is_coming and line.length:
+                if not line.is_coming or not line.length:
+                    continue
+                if (until := self._patience(line, now)) > now:
+                    late.push((until, line.number, line))
+                else:
                     line.is_late, line.target = True, None
                     self._untold[line] = None
         if self._untold:
@@ -170,6 +176,19 @@ class Matcher(Bindings):
                 self.stand(line, now)
         self._recalled.update(recalls)
         return list(recalls)
+
+    def _patience(self, line: Line, now: float) -> float:
+        """Until when it is to be waited for the data of a line: it may be on its way, or its ways be slow."""
+        transit, request, head = self.transit, line.request, line.head()
+        if line.target is not None:
+            site = line.target.site
+            coming = (du for du in request.inputs if transit.left_s(du, site, 0.0) is not None)
+            if any(not transit.is_overdue(du, site) for du in coming):
+                return now + _PATIENCE_S
+        views, places = self.views(request), islice(line.pool.zones.values(), _MOST_ZONES)
+        cost_s = min((self.policy.fit_s(request, place.site, views, alone=True) for place in places), default=0.0)
+        assert head is not None, "a line without units was kept"
+        return head.since + 2 * (cost_s + self.policy.prefer_wait_s)
 
     def _is_better_off(self, bound: Waiting, site: Site, left_s: float) -> bool:
         """Whether a unit that waits at a site for data would clearly begin sooner elsewhere."""

@@ -317,6 +317,18 @@ class Place:
             place = place.parent
         return seconds
 
+    def shown_tail_s(self, runtimes: RunTimes, kind: str, now: float) -> float:
+        """The same, as far as run times were seen, for a unit of some kind.
+
+        If none of that kind has ended, all but the known work counts as if each lasted as long as the first has by now.
+        """
+        tail_s, run_s = self.tail_s(runtimes), runtimes.expected_s(kind)
+        if not self.slots or not run_s or runtimes.known_s(kind) is not None:
+            return tail_s
+        known = {other: number for other, number in self.below.items() if runtimes.known_s(other) is not None}
+        known_s = _work_s(known, runtimes) / self.slots
+        return known_s + (tail_s - known_s) * runtimes.shown_s(kind, now) / run_s
+
 
 def _is_wanting(entry: tuple[float, float, int, Line]) -> bool:
     line = entry[3]

@@ -21,12 +21,15 @@ from dpilot.placement.views import InputView
 
 __all__ = ["Spill"]
 
+_ANYWHERE = Site()
 #: How many of the longest queues are looked at, and of how many it is worked out what moving would bring.
 _MOST_SEEN, _MOST_TRIED = 16, 2
 #: How many lines a pilot with a free slot looks at of those that have some of their inputs where it is.
 _MOST_VISITS = 2
 #: In a pool of no more datacenters each of them is looked at to take a unit; else so many pilots.
 _MOST_ZONES, _MOST_CHOICES = 8, 4
+#: How soon it is tried again to give something away for which there was no pilot, at the soonest.
+_LEAST_AGAIN_S = 0.1
 #: By what part a queue must have grown before it is worked out anew whether moving pays.
 _NOTABLE = 1.02
 
@@ -52,7 +55,16 @@ class Spill:
             heapq.heappush(pool.busy, (-tail_s, queue.number, queue))
             pool.settled = None
         if queue.due is None:
-            self._set_due(queue, self._still_since(queue, head) + self._matcher.policy.prefer_wait_s)
+            self._set_due(queue, self._still_since(queue, head) + self._patience_s(queue, head))
+
+    def _patience_s(self, queue: Queue, head: Waiting) -> float:
+        """How long to wait for a home at which nothing moves, beside what another place costs.
+
+        Not at all for one that only the data speaks for, and that has no worker yet: nobody knows when it will.
+        """
+        if head.line.request.site == _ANYWHERE and not any(p.can_carry for p in queue.place.pilots.values()):
+            return 0.0
+        return self._matcher.policy.prefer_wait_s
 
     @staticmethod
     def _still_since(queue: Queue, head: Waiting) -> float:
@@ -112,7 +124,7 @@ class Spill:
         if self._must_wait(head, views, pilot.site):
             return False
         cost_s = self._cost_s(head, views, pilot.site, now)
-        return not cost_s or cost_s < self._worth_s(head, views, queue, queue.place.tail_s(matcher.runtimes), now)
+        return not cost_s or cost_s < self._worth_s(head, views, queue, now)
 
     def _must_wait(self, head: Waiting, views: Sequence[InputView], site: Site) -> bool:
         """Whether the data of a unit has to be at a site before it is, or its ways to there are full."""
@@ -162,7 +174,7 @@ class Spill:
                 continue
             tried += 1
             views = matcher.views(head.line.request)
-            worth_s = self._worth_s(head, views, queue, tail_s, now)
+            worth_s = self._worth_s(head, views, queue, now)
             # What has room since just now comes first: where it was not worth the way a moment ago, it hardly is now.
             cost_s, pilot = self._elsewhere(head, views, queue, now, fresh[:_MOST_CHOICES]) if fresh else (0.0, None)
             if not known and (pilot is None or cost_s >= worth_s):
@@ -176,7 +188,7 @@ class Spill:
                 continue
             queue.refused = moment, tail_s
             if pilot is not None and (first := queue.head()) is not None:
-                due = self._still_since(queue, first) + matcher.policy.prefer_wait_s + cost_s
+                due = self._still_since(queue, first) + self._patience_s(queue, first) + cost_s
                 if queue.due is None or due > queue.due:
                     self._set_due(queue, due)
             aside.append(heapq.heappop(busy))
@@ -201,11 +213,12 @@ class Spill:
                 return
             heapq.heappop(due)
             tried += 1
-            prefer_wait_s = matcher.policy.prefer_wait_s
-            patience = self._still_since(queue, head) + prefer_wait_s
+            since = self._still_since(queue, head)
+            patience = since + self._patience_s(queue, head)
             if patience <= now:
                 cost_s, pilot = self._elsewhere(head, matcher.views(head.line.request), queue, now)
-                patience = now + max(prefer_wait_s, 1.0) if pilot is None else patience + cost_s
+                again_s = min(max(_LEAST_AGAIN_S, (now - since) / 2), max(matcher.policy.prefer_wait_s, 1.0))
+                patience = now + again_s if pilot is None else patience + cost_s
                 if pilot is not None and patience <= now:
                     bindings.append(matcher.bind(head, pilot, now))
                     tried = 0
@@ -225,18 +238,12 @@ class Spill:
             seconds += stage_s if left_s is None else min(left_s, stage_s)
         return seconds
 
-    def _worth_s(self, head: Waiting, views: Sequence[InputView], queue: Queue, tail_s: float, now: float) -> float:
-        """What a unit may cost elsewhere: so that it ends before the last one of its queue would begin at home.
-
-        Of a kind of which none has ended, no more is known than how long the first one has run by now.
-        """
-        matcher, request = self._matcher, head.line.request
-        home_s = matcher.policy.fit_s(request, queue.place.site, views, alone=True)
-        expected_s = matcher.runtimes.expected_s(request.kind)
-        waits_s = tail_s - expected_s
-        if expected_s and matcher.runtimes.known_s(request.kind) is None:
-            waits_s *= matcher.runtimes.shown_s(request.kind, now) / expected_s
-        return home_s + waits_s
+    def _worth_s(self, head: Waiting, views: Sequence[InputView], queue: Queue, now: float) -> float:
+        """What a unit may cost elsewhere: so that it ends before the last one of its queue would begin at home."""
+        matcher, request, place = self._matcher, head.line.request, queue.place
+        home_s = matcher.policy.fit_s(request, place.site, views, alone=True)
+        runtimes = matcher.runtimes
+        return home_s + place.shown_tail_s(runtimes, request.kind, now) - runtimes.shown_s(request.kind, now)
 
     def _elsewhere(
         self,

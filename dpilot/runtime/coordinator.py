@@ -359,19 +359,19 @@ class Coordinator(Supply):
 
     def has_inputs(self, record: UnitRecord, brought_s: float, at: float) -> None:
         """A bound unit has its inputs, and runs since `at`; bringing them took `brought_s`, if they were not there."""
+        now = time.time()
         if record.pilot is not None and record.worker is not None and record.pilot not in self._gap_s:
-            self._set_gap(record.pilot, time.time() - record.bound - record.staged_s)
-        self.matcher.staged(record.id, brought_s, self._late_s(record.worker, at))
+            self._set_gap(record.pilot, now - record.bound - record.staged_s)
+        self.matcher.staged(record.id, brought_s, self._late_s(record.worker, now - at), now=now)
         self._match_soon()
 
-    def _late_s(self, worker: str | None, at: float) -> float:
-        """How much later than usual it is heard what a worker says, by its own clock, that it did at that time.
+    def _late_s(self, worker: str | None, took_s: float) -> float:
+        """How much later than usual it is heard what a worker says that it did `took_s` ago, by its own clock.
 
         Where all that leaves a site is data, messages wait behind it.
         """
         if worker is None:
             return 0.0
-        took_s = time.time() - at
         usual_s = self._usual_s[worker] = _usually_s(self._usual_s.get(worker, took_s), took_s)
         return took_s - usual_s
 

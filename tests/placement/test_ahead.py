@@ -273,3 +273,48 @@ def test_data_is_brought_as_soon_as_there_is_a_worker_to_bring_it(comes):
     else:
         m.add_worker("eu", "eu-0", 1)
     assert [(copy.du, copy.pilot) for copy in m.match(0.5).copies] == [("du", "eu")]
+
+
+def test_data_is_sent_to_a_free_place_though_one_of_two_homes_seems_to_be_free_soon():
+    """What waits counts as work of one of its homes, but is that of both."""
+    m = brings_ahead(eu=EU, us=US, lab=LAB)
+    m.runtimes.observe("", 1.0)
+    submit(m, *(f"cu-{number}" for number in range(12)), order=0, **reads(m, "du", EU, US, nbytes=10 * MB))
+    matching = m.match(0.0)
+    assert sorted(binding.pilot for binding in matching.bindings) == ["eu", "us"]
+    assert [(copy.du, copy.site) for copy in matching.copies] == [("du", LAB)]
+
+
+def test_who_waits_for_data_that_is_on_its_way_does_not_bring_it_once_more():
+    """Not even where it would be the first to run, at a place that has got its workers since."""
+    m = brings_ahead(eu=EU)
+    m.policy.links.observe(LAB, EU, 100 * MB, 10.0)
+    submit(m, "a", "b", order=0, **reads(m, "du", LAB, nbytes=400 * MB))
+    assert [copy.site for copy in m.match(0.0).copies] == [EU]
+    m.add_pilot("us", US, 1)
+    m.add_worker("us", "us-0", 1)
+    for now in range(1, 40):  # as long as it takes, and beyond the patience of who has nothing on its way
+        matching = m.match(float(now))
+        assert (matching.bindings, matching.copies) == ([], [])
+
+
+def test_who_waits_for_slow_ways_does_not_crowd_them():
+    """Each of 4 takes 40 s, and as many units as there are slots would bring theirs at once after 10 s."""
+    m = Matcher(Policy(Links()), ahead=True)
+    m.add_pilot("eu", EU, 4)
+    for number in range(4):
+        m.add_worker("eu", f"eu-{number}", 1)
+    m.policy.links.observe(LAB, EU, 10 * MB, 4.0)
+    for number in range(4):
+        submit(m, f"cu-{number}", order=0, **reads(m, f"du-{number}", LAB, nbytes=100 * MB))
+    for now in range(39):
+        assert m.match(float(now)).bindings == []
+    assert len(m.transit) <= 2, "one, and the next, which takes its connections over"
+
+
+@pytest.mark.parametrize(("nbytes", "n_copies"), [(100_000, 4), (10 * MB, 1)])
+def test_an_unknown_link_is_tried_with_one_transfer_unless_that_would_tell_nothing(nbytes, n_copies):
+    m = brings_ahead(eu=EU)
+    for number in range(4):
+        submit(m, f"cu-{number}", order=0, **reads(m, f"du-{number}", LAB, nbytes=nbytes))
+    assert len(m.match(0.0).copies) == n_copies

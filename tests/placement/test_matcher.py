@@ -1,5 +1,7 @@
 """The matcher: events in, bindings out; no cluster, no clock."""
 
+import pytest
+
 from dpilot.placement import Links, Matcher, Policy, Site
 from tests.placement.matching import EU, LAB, MB, US, bound, matcher, reads, submit
 
@@ -122,15 +124,17 @@ def test_a_swamped_site_spills_over_where_that_ends_earlier():
     assert list(bound(m).values()) == ["eu", "eu"]
 
 
-def test_no_pilot_is_waited_for_for_ever():
+@pytest.mark.parametrize(("wish", "wait_s"), [({}, 0.0), ({"site": EU}, 10.0)], ids=["data", "labels"])
+def test_no_pilot_is_waited_for_for_ever(wish, wait_s):
+    """For one that has yet to start no longer than it takes to bring what is read to another; for a wish longer."""
     m = matcher(us=US)
     m.add_pilot("eu", EU, 2)  # starts, and does not come
-    submit(m, "u", **reads(m, "du", EU, nbytes=MB))
+    submit(m, "u", **wish, **reads(m, "du", EU, nbytes=10 * MB))
     matching = m.match(0.0)
     assert matching.bindings == []
-    assert 5.0 < matching.recheck_s < 5.2  # prefer-wait, and the transfer
-    assert bound(m, now=5.0) == {}
-    assert bound(m, now=6.0) == {"u": "us"}
+    assert 0.1 < matching.recheck_s - wait_s < 1.0
+    assert bound(m, now=wait_s + 0.1) == {}
+    assert bound(m, now=wait_s + 1.0) == {"u": "us"}
 
 
 def test_a_stream_of_narrow_units_does_not_starve_a_wide_one():
@@ -288,3 +292,38 @@ def test_a_unit_whose_data_all_but_stops_is_taken_back_and_goes_elsewhere():
     m.release("a")
     submit(m, "a", now=now, inputs=("du",))
     assert bound(m, now + 10) == {"a": "lab" if first == "us" else "us"}
+
+
+def test_long_work_of_a_known_kind_is_seen_by_who_is_of_an_unknown_one():
+    """Of its own kind nobody has run yet; but it waits behind 20 s of work, and another place takes none."""
+    m = matcher(eu=Site("eu"), us=Site("us"))
+    m.runtimes.observe("long", 10.0)
+    submit(m, *(f"long-{number}" for number in range(6)), order=0, kind="long", site=Site("eu"), require=True)
+    assert set(bound(m).values()) == {"eu"}
+    submit(m, "new", order=1, kind="new", **reads(m, "du", Site("eu"), nbytes=MB))
+    assert bound(m, 0.1) == {"new": "us"}
+
+
+def test_what_runs_is_taken_to_have_begun_when_that_was_heard():
+    """And not when units were matched last, which may be long ago."""
+    m = matcher(eu=Site("eu"))
+    submit(m, "a", kind="new", **reads(m, "du", Site("eu"), nbytes=MB))
+    assert bound(m) == {"a": "eu"}
+    m.staged("a", now=100.0)
+    assert m.runtimes.shown_s("new", 100.5) == 0.5
+
+
+def test_who_could_go_nowhere_else_is_not_forgotten_for_long():
+    """Its home does not come, and when it was tried to give it away all others were busy."""
+    m = matcher(us=US)
+    m.add_pilot("eu", EU, 2)
+    submit(m, "a", "b", order=0, site=US, require=True)
+    submit(m, "u", order=1, **reads(m, "du", EU, nbytes=MB))
+    assert set(bound(m)) == {"a", "b"}
+    for now in (1.0, 2.0):
+        assert bound(m, now) == {}
+    m.release("a")
+    matching = m.match(2.1)
+    recheck_s = 0.0 if matching.bindings else matching.recheck_s
+    assert recheck_s < 2.0
+    assert matching.bindings or bound(m, 2.1 + recheck_s) == {"u": "us"}
