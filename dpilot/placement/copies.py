@@ -98,6 +98,11 @@ class Copies:
             self._try_at(next_at)
         return next_at <= now
 
+    def is_stalled(self, views: Sequence[InputView], site: Site) -> bool:
+        """Whether a link over which some data units would come to a site all but stands."""
+        links = self._matcher.policy.links
+        return any(links.is_stalled(source, site) for _, source in self._sources(views, site))
+
     def _stage_s(self, views: Sequence[InputView], site: Site) -> float:
         """How long it may take to bring some data units to a site."""
         links, seconds = self._matcher.policy.links, 0.0

@@ -13,7 +13,7 @@ from dpilot.placement.estimates import RunTimes
 from dpilot.placement.fleet import Fleet
 from dpilot.placement.homes import choose, is_far, named
 from dpilot.placement.lines import Line, Queue, Waiting
-from dpilot.placement.places import Need, Place
+from dpilot.placement.places import Need, Pilot, Place, Pool
 from dpilot.placement.policy import Policy
 from dpilot.placement.topology import Site
 from dpilot.placement.transit import Transit
@@ -175,6 +175,15 @@ class Demand(Fleet):
                 self.stand(line, None)
         else:
             self._untold.update(readers)
+
+    def _welcome(self, pilot: Pilot, pool: Pool) -> None:
+        zone = pool.zones.get(pilot.site.datacenter)
+        if zone is None or any(other.can_carry for other in zone.pilots.values() if other is not pilot):
+            return
+        for line in list(pool.coming()):
+            if not is_far(self.views(line.request), pilot.site):
+                line.target = None
+                self._untold[line] = None
 
     def readers(self, du: str) -> Iterable[Line]:
         """The lines that read a data unit."""

@@ -176,6 +176,11 @@ class Fleet:
             for pool in (*self._pools.values(), *self._direct.values()):
                 if pilot.name in pool.root.pilots:
                     pool.seen_to = (), None
+                    if pilot.can_carry:
+                        self._welcome(pilot, pool)
+
+    def _welcome(self, pilot: Pilot, pool: Pool) -> None:
+        """A pilot has its first worker: lines whose data is yet to come elsewhere may have it near there."""
 
     def _lose(self, unit: str) -> None:
         """A unit is bound no more."""

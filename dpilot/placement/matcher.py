@@ -157,7 +157,7 @@ class Matcher(Bindings):
             left_s = self.transit.left_s(du, site, now) or 0.0
             waiting = (self._staging.get(unit) for unit in self.transit.waiting_for(du, site))
             recalls.update(
-                (bound.unit, None) for bound in waiting if bound and self._is_better_off(bound, site, left_s)
+                (bound.unit, None) for bound in waiting if bound and self._is_better_off(bound, site, left_s, now)
             )
         for pool in self.pools:
             late = pool.late
@@ -185,21 +185,24 @@ class Matcher(Bindings):
             coming = (du for du in request.inputs if transit.left_s(du, site, 0.0) is not None)
             if any(not transit.is_overdue(du, site) for du in coming):
                 return now + _PATIENCE_S
-        views, places = self.views(request), islice(line.pool.zones.values(), _MOST_ZONES)
-        cost_s = min((self.policy.fit_s(request, place.site, views, alone=True) for place in places), default=0.0)
+        views, sites = self.views(request), [zone.site for zone in islice(line.pool.zones.values(), _MOST_ZONES)]
+        reached = (site for site in sites if not self._ahead.is_stalled(views, site))
+        cost_s = min((self.policy.fit_s(request, site, views, alone=True) for site in reached), default=0.0)
         assert head is not None, "a line without units was kept"
         return head.since + 2 * (cost_s + self.policy.prefer_wait_s)
 
-    def _is_better_off(self, bound: Waiting, site: Site, left_s: float) -> bool:
-        """Whether a unit that waits at a site for data would clearly begin sooner elsewhere."""
-        line, request = bound.line, bound.line.request
-        views = self.views(request)
-        zones = islice(line.pool.zones.values(), _MOST_ZONES)
+    def _is_better_off(self, bound: Waiting, site: Site, left_s: float, now: float) -> bool:
+        """Whether a unit that waits at a site for data would clearly begin sooner elsewhere.
+
+        Even more clearly, if units like it were taken back before: it may be just as slow wherever it goes.
+        """
+        line, views = bound.line, self.views(bound.line.request)
+        clearly = _CLEARLY**2 if line.is_stuck else _CLEARLY
         return any(
             place.could(line.need)
             and not place.site.is_near(site)
-            and _CLEARLY * (self.policy.fit_s(request, place.site, views) + place.tail_s(self.runtimes)) < left_s
-            for place in (*named(line, views), *zones)
+            and clearly * (self._spill.cost_s(bound, views, place.site, now) + place.tail_s(self.runtimes)) < left_s
+            for place in (*named(line, views), *islice(line.pool.zones.values(), _MOST_ZONES))
         )
 
     @property

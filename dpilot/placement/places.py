@@ -414,6 +414,13 @@ class Pool:
         self.version += 1
         return left
 
+    def coming(self) -> Iterator[Line]:
+        """The lines whose data has yet to come to their homes."""
+        machines = (machine for machines in self.machines.values() for machine in machines)
+        for place in (self.away, *self.zones.values(), *machines):
+            for queue in place.coming.values():
+                yield from queue.lines
+
     def has(self, place: Place) -> bool:
         """Whether a place is of this pool."""
         while place.parent is not None:

@@ -123,7 +123,7 @@ class Spill:
         views = matcher.views(line.request)
         if self._must_wait(head, views, pilot.site):
             return False
-        cost_s = self._cost_s(head, views, pilot.site, now)
+        cost_s = self.cost_s(head, views, pilot.site, now)
         return not cost_s or cost_s < self._worth_s(head, views, queue, now)
 
     def _must_wait(self, head: Waiting, views: Sequence[InputView], site: Site) -> bool:
@@ -226,7 +226,7 @@ class Spill:
 
     # -- what it costs and brings
 
-    def _cost_s(self, head: Waiting, views: Sequence[InputView], site: Site, now: float) -> float:
+    def cost_s(self, head: Waiting, views: Sequence[InputView], site: Site, now: float) -> float:
         """What a unit costs at a site, with what is on its way to there and on the links."""
         matcher = self._matcher
         seconds = matcher.policy.label_s(head.line.request, site)
@@ -259,7 +259,7 @@ class Spill:
         else:
             pilots = [pilot for pilot in among if self._may_take(pilot, head, now)]
         costs = [
-            (self._cost_s(head, views, pilot.site, now), pilot.load, pilot.name, pilot)
+            (self.cost_s(head, views, pilot.site, now), pilot.load, pilot.name, pilot)
             for pilot in dict.fromkeys(pilots)
         ]
         cost_s, _, _, pilot = min(costs, default=(0.0, 0.0, "", None))

@@ -122,13 +122,9 @@ class Wanted(Copies):
             missing = self._missing(views, place.site)
             if missing is not None:
                 options.append(self._option(line, place, missing, now))
-        options = [option for option in options if not self._is_stalled(option)] or options
+        options = [option for option in options if not self.is_stalled(option.missing, option.place.site)] or options
         options.sort(key=lambda option: option.score)
         return options
-
-    def _is_stalled(self, option: Option) -> bool:
-        links, site = self._matcher.policy.links, option.place.site
-        return any(links.is_stalled(source, site) for _, source in self._sources(option.missing, site))
 
     def _option(self, line: Line, place: Place, missing: list[InputView], now: float, *, is_all: bool = True) -> Option:
         links = self._matcher.policy.links

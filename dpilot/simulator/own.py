@@ -106,7 +106,7 @@ class Dpilot:
 
     def replica(self, data: int, site: Site, is_there: bool) -> None:
         """What a machine has in its cache counts as a replica, as in the scheduler."""
-        self.matcher.copied(self._data[data].id, site)
+        self.matcher.copied(self._data[data].id, site, is_there)
         if is_there:
             self._where[data][site] = None
         else:

@@ -205,6 +205,8 @@ class Staging:
         if bringing.is_kept:
             del bringing.machine.coming[bringing.data]
             bringing.machine.nbytes -= self._sizes[bringing.data]
+        if bringing.first is None and bringing.machine.is_labelled:
+            self._policy.replica(bringing.data, bringing.machine.site, False)
 
     def copy(self, data: int, machine: Machine, owner: int) -> None:
         """Bring a data unit to a machine ahead of the units that will ask for it."""

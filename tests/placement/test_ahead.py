@@ -318,3 +318,29 @@ def test_an_unknown_link_is_tried_with_one_transfer_unless_that_would_tell_nothi
     for number in range(4):
         submit(m, f"cu-{number}", order=0, **reads(m, f"du-{number}", LAB, nbytes=nbytes))
     assert len(m.match(0.0).copies) == n_copies
+
+
+def test_a_pilot_that_comes_to_where_the_data_is_takes_units_whose_copies_are_slow():
+    """They were to run elsewhere, where their data would come in 400 s."""
+    m = brings_ahead(eu=EU)
+    m.runtimes.observe("", 1.0)
+    m.policy.links.observe(LAB, EU, 10 * MB, 10.0)
+    submit(m, "cu", **reads(m, "du", LAB, nbytes=400 * MB))
+    assert [copy.site for copy in m.match(0.0).copies] == [EU]
+    m.add_pilot("lab", LAB, 1)
+    assert bound(m, 20.0) == {}, "it has no workers yet"
+    m.add_worker("lab", "lab-0", 1)
+    assert bound(m, 30.0) == {"cu": "lab"}
+
+
+def test_nobody_waits_for_ever_for_a_copy_of_which_nothing_is_heard_any_more():
+    m = brings_ahead(eu=EU, us=US)
+    m.runtimes.observe("", 1.0)
+    submit(m, "cu", **reads(m, "du", LAB, nbytes=400 * MB))
+    assert len(m.match(0.0).copies) == 1
+    ran, now = {}, 0.0
+    while not ran and now < 10_000:
+        matching = m.match(now)
+        ran = {binding.unit: binding.pilot for binding in matching.bindings}
+        now += max(0.01, matching.recheck_s or 1.0)
+    assert set(ran) == {"cu"}

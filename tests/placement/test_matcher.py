@@ -327,3 +327,25 @@ def test_who_could_go_nowhere_else_is_not_forgotten_for_long():
     recheck_s = 0.0 if matching.bindings else matching.recheck_s
     assert recheck_s < 2.0
     assert matching.bindings or bound(m, 2.1 + recheck_s) == {"u": "us"}
+
+
+def test_a_unit_is_not_taken_back_from_one_slow_place_after_the_other():
+    """All ways from where its data is are as slow as the first one: to begin anew each time would take longest."""
+    m = Matcher(Policy(Links(), 1.0))
+    for name, site in {"us": US, "lab": LAB, "ap": Site("ap", "a")}.items():
+        m.add_pilot(name, site, 1)
+        m.add_worker(name, f"{name}-0", 1)
+    m.runtimes.observe("", 1.0)
+    submit(m, "u", **reads(m, "du", EU, nbytes=4 * MB))
+    now, begun, n_recalls = 0.0, None, 0
+    while begun is None or now - begun < 3.2:  # it takes so long wherever it is
+        matching = m.match(now)
+        for unit in matching.recalls:
+            m.release(unit)
+            submit(m, unit, now=now, inputs=("du",))
+            begun, n_recalls = None, n_recalls + 1
+        if matching.bindings:
+            begun = now
+        now += max(0.01, min(0.1, matching.recheck_s or 0.1))
+        assert now < 10.0
+    assert n_recalls <= 1

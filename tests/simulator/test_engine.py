@@ -39,6 +39,14 @@ def test_data_comes_to_a_pilot_that_comes_late_as_to_one_that_is_there():
     assert results[1].makespan_s == pytest.approx(results[0].makespan_s + 7)
 
 
+def test_what_a_lost_pilot_was_bringing_is_brought_anew_at_once():
+    """The scheduler hears that it will not come, and does not find it out after a while."""
+    pilots = (Pilot("a", 1, *E, ends_s=2.0), Pilot("b", 1, *E))
+    stores, data, units = (Store("s", *U),), (Data("d", 50 * MB, replicas=("s",)),), (Unit("cu", 1.0, inputs=("d",)),)
+    result = simulate(Scenario(pilots, units, stores, data, (LINK,)))
+    assert result.makespan_s <= 2 + 5 + 1 + 0.01
+
+
 def test_units_that_are_submitted_later():
     units = tuple(Unit(f"cu-{i}", 1.0, submitted_s=10.0 * i) for i in range(3))
     result = simulate(Scenario((Pilot("p", 1),), units))
