@@ -51,13 +51,16 @@ class RunTimes:
     ----------
     now : float
         What time it is, as the caller was told last.
+    n_known : int
+        Of how many kinds one has ended.
     """
 
-    __slots__ = ("_kinds", "_of", "_unknown", "now", "unknown_s")
+    __slots__ = ("_kinds", "_of", "_unknown", "n_known", "now", "unknown_s")
 
     def __init__(self, unknown_s: float = 0.5) -> None:
         self.unknown_s = unknown_s
         self.now = 0.0
+        self.n_known = 0
         self._kinds: dict[str, _Kind] = {}
         self._of: dict[str, _Kind] = {}  # units that run
         self._unknown: dict[str, float] = {}  # kinds of which none has ended, and when the first one began
@@ -93,6 +96,7 @@ class RunTimes:
         if known is None:
             known = self._kinds[kind] = _Kind()
         self._unknown.pop(kind, None)
+        self.n_known += known.mean_s is None
         known.observe(seconds)
 
     def known_s(self, kind: str) -> float | None:

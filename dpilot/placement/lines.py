@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
 from dpilot.placement.heaps import LazyHeap
@@ -117,7 +117,7 @@ class Queue:
         self.reserved_for: Waiting | None = None
         self.key_s: float | None = None  # how long it was when it was last put among the pool's busy ones
         self.due: float | None = None  # when it is to be looked at again even if nothing happens
-        self.refused: tuple[int, float] | None = None  # when nothing of it was worth its way, and how long it was then
+        self.refused: tuple[Hashable, float] | None = None  # when nothing was worth its way, and how long it was then
         self.lines: dict[Line, None] = {}  # those whose data is coming
         self._heads: LazyHeap[Waiting] = LazyHeap(self._is_head)
         # Lines, those with the least to move for a unit first, of as much the last to come: the first ones will be run

@@ -378,7 +378,7 @@ class Pool:
         self.machines: dict[str, list[Place]] = {}
         self.version = 0  # another one whenever lines may have other homes
         self.ends = False  # whether any of its pilots has an end
-        self.settled: int | None = None  # when it was seen last that no queue has anything worth its way
+        self.settled: Hashable = None  # when it was seen last that no queue has anything worth its way
         self.busy: list[tuple[float, int, Queue]] = []  # a heap: queues that cannot be served, the longest first
         self.due: list[tuple[float, int, Queue]] = []  # a heap: when their patience ends
 

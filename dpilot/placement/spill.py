@@ -148,7 +148,7 @@ class Spill:
     def _relieve(self, pool: Pool, fresh: Sequence[Pilot], bindings: list[Binding], now: float, most: int) -> None:
         matcher, busy = self._matcher, pool.busy
         aside: list[tuple[float, int, Queue]] = []
-        moment = matcher.policy.links.version + matcher.transit.freed
+        moment = matcher.policy.links.version, matcher.transit.freed, matcher.runtimes.n_known
         if pool.settled == moment and not fresh:
             return
         tried = 0

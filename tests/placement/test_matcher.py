@@ -349,3 +349,16 @@ def test_a_unit_is_not_taken_back_from_one_slow_place_after_the_other():
         now += max(0.01, min(0.1, matching.recheck_s or 0.1))
         assert now < 10.0
     assert n_recalls <= 1
+
+
+def test_what_was_not_worth_its_way_is_looked_at_anew_once_it_is_known_how_long_units_run():
+    """Shorter than was assumed, so that the queue seems to have shrunk; before, nothing was known to be worth it."""
+    m = matcher(eu=Site("eu"), us=Site("us"))
+    submit(m, *(f"cu-{number}" for number in range(20)), order=0, **reads(m, "du", Site("eu"), nbytes=MB))
+    assert set(bound(m).values()) == {"eu"}
+    for unit in ("cu-0", "cu-1"):
+        m.staged(unit, now=0.0)
+    assert bound(m, 0.001) == {}
+    m.observe("", 0.1)
+    m.release("cu-0")
+    assert "us" in bound(m, 0.1).values()
