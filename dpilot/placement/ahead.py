@@ -139,8 +139,11 @@ class Ahead(Wanted):
         It counts as work of the first of them (:meth:`Place.count`).
         """
         own_s = line.length * run_s
-        tails = [(self._tail_s(home, line, now) + self._label_s(line, home), home.slots) for home in homes]
-        tails[0] = tails[0][0] - own_s / tails[0][1], tails[0][1]
+        tails = [
+            (self._tail_s(home, line, now) + self._label_s(line, home), home.slots) for home in homes if home.slots
+        ]
+        if homes[0].slots:
+            tails[0] = tails[0][0] - own_s / homes[0].slots, homes[0].slots
         tails.sort()
         slots = 0
         for (tail_s, more), (next_s, _) in pairwise([*tails, (inf, 0)]):

@@ -176,7 +176,7 @@ class Demand(Fleet):
         else:
             self._untold.update(readers)
 
-    def _welcome(self, pilot: Pilot, pool: Pool) -> None:
+    def _came(self, pilot: Pilot, pool: Pool) -> None:
         zone = pool.zones.get(pilot.site.datacenter)
         if zone is None or any(other.can_carry for other in zone.pilots.values() if other is not pilot):
             return

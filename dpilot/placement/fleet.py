@@ -177,9 +177,9 @@ class Fleet:
                 if pilot.name in pool.root.pilots:
                     pool.seen_to = (), None
                     if pilot.can_carry:
-                        self._welcome(pilot, pool)
+                        self._came(pilot, pool)
 
-    def _welcome(self, pilot: Pilot, pool: Pool) -> None:
+    def _came(self, pilot: Pilot, pool: Pool) -> None:
         """A pilot has its first worker: lines whose data is yet to come elsewhere may have it near there."""
 
     def _lose(self, unit: str) -> None:

@@ -45,7 +45,7 @@ _MOST_FRESH = 16
 _MOST_TOLD = 64
 #: How soon it is looked again how long the first unit of a kind has run by now.
 _LEAST_LOOK_S = 0.02
-#: How long more is waited for what is on its way, before it is seen whether it still is.
+#: How long more is waited at the least for what is on its way, before it is seen whether it still is.
 _PATIENCE_S = 1.0
 #: How many times sooner a unit has to begin elsewhere to be taken back.
 _CLEARLY = 2.0
@@ -159,9 +159,11 @@ class Matcher(Bindings):
             recalls.update(
                 (bound.unit, None) for bound in waiting if bound and self._is_better_off(bound, site, left_s, now)
             )
+        steps = 0
         for pool in self.pools:
             late = pool.late
-            while late and (late[0][0] <= now or not late[0][2].is_coming):
+            while late and (late[0][0] <= now or not late[0][2].is_coming) and steps < _MOST_STEPS:
+                steps += 1
                 line = heapq.heappop(late)[2]
                 if not line.is_coming or not line.length:
                     continue
@@ -182,9 +184,9 @@ class Matcher(Bindings):
         transit, request, head = self.transit, line.request, line.head()
         if line.target is not None:
             site = line.target.site
-            coming = (du for du in request.inputs if transit.left_s(du, site, 0.0) is not None)
-            if any(not transit.is_overdue(du, site) for du in coming):
-                return now + _PATIENCE_S
+            left_s = [transit.left_s(du, site, now) for du in request.inputs if not transit.is_overdue(du, site)]
+            if coming_s := [seconds for seconds in left_s if seconds is not None]:
+                return now + max(_PATIENCE_S, *coming_s)
         views, sites = self.views(request), [zone.site for zone in islice(line.pool.zones.values(), _MOST_ZONES)]
         reached = (site for site in sites if not self._ahead.is_stalled(views, site))
         cost_s = min((self.policy.fit_s(request, site, views, alone=True) for site in reached), default=0.0)

@@ -415,9 +415,9 @@ class Pool:
         return left
 
     def coming(self) -> Iterator[Line]:
-        """The lines whose data has yet to come to their homes."""
+        """The lines that have a home, to which their data has yet to come."""
         machines = (machine for machines in self.machines.values() for machine in machines)
-        for place in (self.away, *self.zones.values(), *machines):
+        for place in (*self.zones.values(), *machines):
             for queue in place.coming.values():
                 yield from queue.lines
 
