@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 from distributed import Client, LocalCluster
@@ -31,6 +32,13 @@ def noop(number: int) -> None:
 
 def true(number: int) -> None:
     subprocess.run(["/bin/true"], check=True)
+
+
+def true_in_a_sandbox(directory: Path) -> None:
+    """The same, in a directory of its own, with its output in files there."""
+    directory.mkdir()
+    with (directory / "stdout").open("wb") as output, (directory / "stderr").open("wb") as errors:
+        subprocess.run(["/bin/true"], check=True, cwd=directory, stdout=output, stderr=errors)
 
 
 class Row(dict[str, Any]):
@@ -124,6 +132,13 @@ def measure(n_functions: int, n_singles: int, n_programs: int, repeat: int) -> l
             return 0.0
 
         rows.append(_rate("", "ProcessPoolExecutor", by_pool, n_programs, repeat))
+        with tempfile.TemporaryDirectory(prefix="dpilot-bench-") as directory:
+
+            def by_pool_in_sandboxes(n: int) -> float:
+                list(pool.map(true_in_a_sandbox, [Path(directory, str(next(_numbers))) for _ in range(n)]))
+                return 0.0
+
+            rows.append(_rate("", "the same, sandbox and files each", by_pool_in_sandboxes, n_programs, repeat))
     return rows
 
 
