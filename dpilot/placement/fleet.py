@@ -100,8 +100,8 @@ class Fleet:
     def set_end(self, pilot: str, ends_at: float | None) -> None:
         """When a pilot will be gone: no unit is placed there that is known to run longer."""
         self._pilots[pilot].ends_at = ends_at
-        for pool in (*self._pools.values(), *self._direct.values()):
-            pool.ends = pool.ends or (ends_at is not None and pilot in pool.root.pilots)
+        for pool in self._pools_of(self._pilots[pilot]):
+            pool.ends = pool.ends or ends_at is not None
         self._re_decide(self._pilots[pilot])
 
     def set_gap(self, pilot: str, gap_s: float) -> None:
@@ -173,11 +173,10 @@ class Fleet:
     def _see_anew(self, pilot: Pilot, could_carry: bool) -> None:
         """If data can be brought to a pilot's machine now, or not any more: see anew to lines that lack some."""
         if pilot.can_carry is not could_carry:
-            for pool in (*self._pools.values(), *self._direct.values()):
-                if pilot.name in pool.root.pilots:
-                    pool.seen_to = (), None
-                    if pilot.can_carry:
-                        self._came(pilot, pool)
+            for pool in self._pools_of(pilot):
+                pool.seen_to = (), None
+                if pilot.can_carry:
+                    self._came(pilot, pool)
 
     def _came(self, pilot: Pilot, pool: Pool) -> None:
         """A pilot has its first worker: lines whose data is yet to come elsewhere may have it near there."""
@@ -223,6 +222,10 @@ class Fleet:
         """The pools that units were submitted to."""
         return self._pools.values()
 
+    def _pools_of(self, pilot: Pilot) -> list[Pool]:
+        """Those that a pilot belongs to."""
+        return [pool for pool in (*self._pools.values(), *self._direct.values()) if pilot.name in pool.root.pilots]
+
     def _pool(self, request: Request) -> Pool:
         if request.pilot is not None:
             pools, name = self._direct, request.pilot
@@ -258,12 +261,11 @@ class Fleet:
 
     def _re_decide(self, pilot: Pilot) -> None:
         """What a pilot can do has changed: lines may have other homes."""
-        for pool in (*self._pools.values(), *self._direct.values()):
-            if pilot.name in pool.root.pilots:
-                pool.version += 1
-                for queue in pool.nowhere.queues.values():
-                    self.mark(queue)
-                self._tell_coming(pool.away)
+        for pool in self._pools_of(pilot):
+            pool.version += 1
+            for queue in pool.nowhere.queues.values():
+                self.mark(queue)
+            self._tell_coming(pool.away)
         for place in pilot.places:
             self._tell_coming(place)
         self._mark_all(pilot)

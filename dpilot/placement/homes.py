@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from dpilot.placement.lines import Line
 from dpilot.placement.places import Place
 from dpilot.placement.policy import Policy
-from dpilot.placement.topology import Distance, Site
+from dpilot.placement.topology import ANYWHERE, Distance, Site
 from dpilot.placement.views import InputView
 
 __all__ = ["choose", "is_far", "named"]
 
-_ANYWHERE = Site()
 #: Places that cost so little more than the best one count as equally good, in seconds.
 _EQUAL_S = 1e-6
 #: A line has no more homes than this: a unit of any of them is taken from all.
@@ -30,7 +29,7 @@ def named(line: Line, views: Sequence[InputView]) -> list[Place]:
     places: dict[Place, None] = {}
     last: dict[Place, None] = {}
     sites = [site for view in views for site in view.sites]
-    if request.site != _ANYWHERE:
+    if request.site != ANYWHERE:
         sites.append(request.site)
     for site in sites:
         datacenter, machine = site
@@ -94,7 +93,7 @@ def choose(
         places += [place for place in pool.zones.values() if place not in places]
         places = [place for place in places if not is_stuck_at(place.site)] or places
     able = [place for place in places if place.could_until(need, until)]
-    if len(able) > 1 and len(views) == 1 and line.request.site == _ANYWHERE and not line.is_stuck:
+    if len(able) > 1 and len(views) == 1 and line.request.site == ANYWHERE and not line.is_stuck:
         return _nearest(views[0], able)
     if not able:
         if not pool.root.could_until(need, until):

@@ -16,12 +16,11 @@ from dpilot.placement.bindings import Binding, Bindings
 from dpilot.placement.homes import is_far, named
 from dpilot.placement.lines import Line, Queue, Waiting
 from dpilot.placement.places import Pilot, Pool
-from dpilot.placement.topology import Site
+from dpilot.placement.topology import ANYWHERE, Site
 from dpilot.placement.views import InputView
 
 __all__ = ["Spill"]
 
-_ANYWHERE = Site()
 #: How many of the longest queues are looked at, and of how many it is worked out what moving would bring.
 _MOST_SEEN, _MOST_TRIED = 16, 2
 #: How many lines a pilot with a free slot looks at of those that have some of their inputs where it is.
@@ -62,7 +61,7 @@ class Spill:
 
         Not at all for one that only the data speaks for, and that has no worker yet: nobody knows when it will.
         """
-        if head.line.request.site == _ANYWHERE and not any(p.can_carry for p in queue.place.pilots.values()):
+        if head.line.request.site == ANYWHERE and not any(p.can_carry for p in queue.place.pilots.values()):
             return 0.0
         return self._matcher.policy.prefer_wait_s
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import NamedTuple
 
-__all__ = ["LEAST_TELLING_NBYTES", "Distance", "Site"]
+__all__ = ["ANYWHERE", "LEAST_TELLING_NBYTES", "Distance", "Site"]
 
 #: Below this the time of a transfer is latency and start-up: it tells nothing of the bandwidth.
 LEAST_TELLING_NBYTES = 256 * 1024
@@ -57,3 +57,7 @@ class Site(NamedTuple):
 
     def __str__(self) -> str:
         return "/".join(label for label in (self.datacenter, self.machine) if label) or "no labels"
+
+
+#: No labels: what asks for this asks for no place.
+ANYWHERE = Site()

@@ -16,7 +16,7 @@ from dpilot.placement.copies import MOST_ZONES, Copies, Copying, Option
 from dpilot.placement.lines import Line
 from dpilot.placement.places import Place, Pool
 from dpilot.placement.sequence import Flow, foremost
-from dpilot.placement.topology import Site
+from dpilot.placement.topology import ANYWHERE, Site
 from dpilot.placement.views import InputView
 from dpilot.placement.ways import Way
 
@@ -36,9 +36,6 @@ _MOST_READERS = 32
 _WEIGHT_OF_WAYS = 4.0
 #: Among the lines for so many combinations of ways it is worked out how most of them are served at once.
 _MOST_WEIGHED = 12
-
-
-_ANYWHERE = Site()
 
 
 class _Choice(NamedTuple):
@@ -139,7 +136,7 @@ class Wanted(Copies):
         if home is not line.pool.away:
             homes = {home: None}
             others = self._matcher.named(line)
-            if line.request.site == _ANYWHERE and len(line.pool.zones) <= MOST_ZONES:
+            if line.request.site == ANYWHERE and len(line.pool.zones) <= MOST_ZONES:
                 others += line.pool.zones.values()  # what it lacks there may come for others
             homes.update(dict.fromkeys(place for place in others if place.could(line.need) and place.keeps))
         else:
