@@ -287,7 +287,7 @@ def test_a_plain_process_reaches_it_too_and_ends_without_a_word(direct: Store, t
             hasher = Hasher()
             for chunk in store.unit("du-1").child("a.bin").read(None):
                 hasher.update(chunk)
-            print(hasher.hexdigest(), flush=True)
+            print(f"{hasher.hexdigest()} ", end="", flush=True)  # in one write: two processes share the pipe
         digest()
         pid = os.fork()
         digest()  # in both: a fork has connections of its own
