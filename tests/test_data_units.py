@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -232,6 +233,23 @@ def test_a_worker_that_dies_in_a_transfer(
     assert unit.verify(timeout=LONG_S) == {store.id: []}
     # Nothing of the first attempt is left.
     assert sorted(path.name for path in (tmp_path / "a" / unit.id).iterdir()) == [".dpilot-manifest.json", "slow.bin"]
+
+
+def test_a_worker_that_is_lost_and_works_on_in_the_same_place(
+    cds: ComputeDataService, pilot: PilotCompute, new_store: NewStore, slow: Slow, tmp_path: Path
+) -> None:
+    """It removes what was there when it begins: the next one's, if that was sooner."""
+    reach(pilot, "Running")
+    unit = new_store("a").submit_data_unit({"file_urls": [slow.url]})
+    assert slow.asked.acquire(timeout=LONG_S)
+    (row,) = rows(cds, unit, "fetch")
+    os.kill(workers_of(pilot)[row["mover"]], signal.SIGKILL)
+    assert slow.asked.acquire(timeout=LONG_S)
+    eventually(lambda: len(list((tmp_path / "a" / unit.id).glob(".dpilot-tmp-*"))) == 1, "the next one has begun")
+    shutil.rmtree(tmp_path / "a" / unit.id)
+    slow.is_open.set()
+    assert unit.wait(LONG_S) == "Running", unit.exception()
+    assert unit.verify(timeout=LONG_S) == {on: [] for on in unit.get_details()["replicas"]}
 
 
 def test_cancel_in_a_transfer(

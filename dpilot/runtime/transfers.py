@@ -210,8 +210,7 @@ class Transfers:
             elif transfer.losses >= self._losses:
                 self._fail(transfer, DataError(f"{transfer.losses + 1} workers died while they moved {transfer.du}"))
             else:
-                transfer.losses += 1
-                self.submit(transfer)
+                self._retry(transfer)
 
     def cancel(self, du: str, target: str | None = None) -> list[Transfer]:
         """Stop the transfers of a data unit, or only those to one store; returns them."""
@@ -357,14 +356,18 @@ class Transfers:
 
     def _next(self, transfer: Transfer, error: PilotError) -> None:
         """One way to make a transfer has failed: try the next source, if it was the source's fault."""
-        if transfer.kind != "copy" or isinstance(error, StoreFullError):
+        is_copy = transfer.kind == "copy"
+        # Either the worker that served the source or the target died, or a server is away; or a mover that was given up
+        # for lost has worked on in the same place.
+        may_pass = isinstance(error, StoreError) and ((error.transient and is_copy) or transfer.losses > 0)
+        is_full = isinstance(error, StoreFullError)
+        if may_pass and not is_full and transfer.losses < self._losses:
+            self._retry(transfer)
+            return
+        if is_full or not is_copy:
             self._fail(transfer, error)
             return
         assert transfer.source is not None
-        if isinstance(error, StoreError) and error.transient and transfer.losses < self._losses:
-            transfer.losses += 1  # the worker that served the source or the target died, or a server is away
-            self._loop.call_later(self._delay_s * 2**transfer.losses, self._resume, transfer)
-            return
         transfer.tried[transfer.source] = error
         if isinstance(error, ChecksumError):
             data = self._records.data.get(transfer.du)
@@ -372,6 +375,11 @@ class Transfers:
                 self.submit(Transfer("verify", transfer.du, transfer.source, transfer.nbytes))
         transfer.source = None
         self.submit(transfer)
+
+    def _retry(self, transfer: Transfer) -> None:
+        """Begin a transfer anew, but not at once: who is lost may be about to end, and at work until then."""
+        transfer.losses += 1
+        self._loop.call_later(self._delay_s * 2 ** (transfer.losses - 1), self._resume, transfer)
 
     def _resume(self, transfer: Transfer) -> None:
         if transfer.ended is None:
