@@ -102,6 +102,8 @@ class Matcher(Bindings):
         self._spill = Spill(self)
         self._ahead = Ahead(self)
         self._followers = Followers(self)
+        self._awaiting: dict[Queue, None] = {}  # their first unit waits for the way of an input, or for a replica
+        self._freed = 0  # how often ways had got room when these were looked at last
         self._made: list[Binding] = []  # and not told yet
         self._returned: list[str] = []  # likewise
 
@@ -132,6 +134,11 @@ class Matcher(Bindings):
             self._mark_all(pilot)
         self._fresh.update(self._changed)
         self._changed.clear()
+        if self._freed != self.transit.freed:
+            self._freed = self.transit.freed
+            for queue in self._awaiting:
+                self.mark(queue)
+            self._awaiting.clear()
         if not self._serve(bindings, now):
             return Matching(bindings, 0.0)
         fresh = list(islice(self._fresh, _MOST_FRESH))
@@ -251,7 +258,8 @@ class Matcher(Bindings):
                 continue
             pilot = self.taker(queue.place, waiting, queue, now)
             if pilot is not None and self._awaits(line, queue.place, pilot):
-                self._spill.wait(queue, waiting)  # till there is another replica
+                self._spill.wait(queue, waiting)
+                self._awaiting[queue] = None
             elif pilot is not None:
                 bindings.append(self.bind(waiting, pilot, now))
                 self.keep_together(line, waiting)
@@ -264,7 +272,10 @@ class Matcher(Bindings):
         return True
 
     def _awaits(self, line: Line, place: Place, pilot: Pilot) -> bool:
-        """Whether an input is on its way to so many machines of a line's home that this one should wait for theirs."""
+        """Whether an input is on its way to so many machines of a line's home that this one should wait for theirs.
+
+        Or over a link that is tried for the first time.
+        """
         if place.site.machine is not None or pilot.site.machine is None or not line.request.inputs:
             return False
         transit, site = self.transit, pilot.site

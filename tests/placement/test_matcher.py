@@ -273,6 +273,18 @@ def test_what_many_machines_read_goes_to_few_of_them_at_a_time():
     assert {source: sources.count(source) for source in sites} == dict.fromkeys(sites, 2)
 
 
+def test_who_waits_for_a_link_to_be_tried_goes_on_when_it_was():
+    """Over an unknown link, one data unit is brought first; then others are, though no unit has ended."""
+    m = matcher(eu=EU)
+    for unit, du in (("a", "x"), ("b", "y")):
+        submit(m, unit, **reads(m, du, Site("eu"), nbytes=MB))
+    assert bound(m) == {"a": "eu"}
+    assert bound(m, 0.001) == {}
+    m.policy.links.observe(Site("eu"), EU, MB, 0.002)
+    m.staged("a", 0.002)
+    assert bound(m, 0.002) == {"b": "eu"}
+
+
 def test_a_unit_whose_data_all_but_stops_is_taken_back_and_goes_elsewhere():
     m = Matcher(Policy(Links(), 1.0))
     for name, site in {"us": US, "lab": LAB}.items():
