@@ -83,6 +83,20 @@ def test_a_machine_gets_from_its_neighbour_what_that_has_brought(
     assert sum(row["bytes"] for row in links) == 3 * NBYTES
 
 
+def test_a_pilot_without_a_machine_label_has_a_cache_that_is_known(
+    pcs: PilotComputeService, cds: ComputeDataService, data: object, tmp_path: Path
+) -> None:
+    start(pcs, tmp_path, "eu-1")
+    work = {"service_url": "fork://localhost", "working_directory": str(tmp_path / "eu")}
+    pilot = pcs.create_pilot({**work, "affinity_datacenter_label": "eu"})
+    for counted_on in ((0, 0, NBYTES), (NBYTES, 0, 0)):
+        unit = pilot.submit_compute_unit({"executable": read, "args": (data,)})
+        assert unit.result(30) == NBYTES
+        assert tuple(unit.get_details()["bytes"].values()) == counted_on
+        assert unit.explain().rows[0].nbytes == counted_on
+    assert on(cds, "eu-1", data) == {"same_datacenter": NBYTES}
+
+
 def test_what_a_cache_has_no_more_comes_from_the_store(
     pcs: PilotComputeService, cds: ComputeDataService, data: object, tmp_path: Path
 ) -> None:

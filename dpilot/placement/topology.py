@@ -47,6 +47,10 @@ class Site(NamedTuple):
         """Whether `other` is in the same datacenter, as far as the labels tell."""
         return not (self.datacenter and other.datacenter and self.datacenter != other.datacenter)
 
+    def of_pilot(self, pilot: str) -> Site:
+        """The site of a pilot that bears these labels: without one for the machine, on a machine of its own."""
+        return self if self.machine else Site(self.datacenter, f"({pilot})")
+
     def missed_by(self, other: Site) -> str | None:
         """The first label stated here that `other` does not bear, or None if it bears all of them."""
         if self.datacenter and self.datacenter != other.datacenter:

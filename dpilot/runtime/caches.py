@@ -38,8 +38,7 @@ class Caches:
 
     def join(self, worker: str, pilot: str, site: Site) -> None:
         """A worker is there: it serves the cache of its machine."""
-        if site.machine is not None:
-            self._servers[site][worker] = pilot
+        self._servers[site][worker] = pilot
 
     def leave(self, worker: str, site: Site) -> None:
         """A worker is gone; with the last one of a machine, nobody serves its cache."""
@@ -55,7 +54,7 @@ class Caches:
 
     def add(self, data: DataRecord, site: Site) -> None:
         """A machine has a data unit."""
-        if site.machine is not None and site in self._servers:
+        if site in self._servers:
             data.cached.add(site)
             self._kept[site].add(data.id)
             self._view(data)

@@ -102,7 +102,7 @@ class Calls(DataCalls):
         self.records.pilots[id] = record
         self.matcher.add_pilot(
             id,
-            record.site,
+            record.machine,
             record.slots,
             memory_nbytes=details["memory_per_worker_nbytes"],
             gpus=details["gpus_per_worker"],

@@ -52,13 +52,14 @@ class ServiceRecord(Record):
 class PilotRecord(Record):
     """A pilot: what was asked for, and the workers that have joined."""
 
-    __slots__ = ("details", "returns", "site", "slots", "units", "walltime_s", "workers")
+    __slots__ = ("details", "machine", "returns", "site", "slots", "units", "walltime_s", "workers")
 
     def __init__(self, id: str, owner: str, now: float, watchers: set[str], details: dict[str, Any]) -> None:
         super().__init__(id, owner, Lifecycle(PILOT, now), watchers)
         self.details = details
         self.slots: int = details["slots"]
-        self.site = Site(details["datacenter"], details["machine"])
+        self.site = Site(details["datacenter"], details["machine"])  # its labels
+        self.machine = self.site.of_pilot(id)  # where its cache is
         self.walltime_s: float | None = details["walltime_s"]
         self.workers: set[str] = set()
         self.returns = False  # whether its workers were told to end and come back

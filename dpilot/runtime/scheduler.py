@@ -148,7 +148,7 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
         pilot.workers.add(worker)
         pilot.returns = False
         self._pilot_at[worker] = pilot.id
-        self.caches.join(worker, pilot.id, pilot.site)
+        self.caches.join(worker, pilot.id, pilot.machine)
         memory_nbytes = adapter.memory_nbytes(scheduler, worker)
         gpus = pilot.details["gpus_per_worker"]
         self.matcher.add_worker(pilot.id, worker, threads, memory_nbytes=memory_nbytes, gpus=gpus)
@@ -193,7 +193,7 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
         if pilot is None:
             return
         pilot.workers.discard(worker)
-        self.caches.leave(worker, pilot.site)
+        self.caches.leave(worker, pilot.machine)
         units = (self.records.units.get(unit) for unit in self.matcher.units_at(pilot.id, worker))
         gangs = [record for record in units if record is not None and record.ranks and record.worker != worker]
         self.matcher.remove_worker(pilot.id, worker)

@@ -59,7 +59,7 @@ class Supply(Herald):
             data = self._data(du)
             if data.manifest is None or not data.replicas:
                 raise InputError(f"data unit {du} has lost its replicas since {record.id} was placed")
-            answer[du] = (data.manifest, self._replicas(data, pilot.site, reader))
+            answer[du] = (data.manifest, self._replicas(data, pilot.machine, reader))
         return answer
 
     def _replicas(self, data: DataRecord, site: Site, reader: str | None) -> list[Replica]:
@@ -97,8 +97,10 @@ class Supply(Herald):
 
     def _source_site(self, source: str) -> Site | None:
         """The site of a store, or of the machine whose cache a pilot stands for."""
-        record = self.records.stores.get(source) or self.records.pilots.get(source)
-        return None if record is None else record.site
+        if (store := self.records.stores.get(source)) is not None:
+            return store.site
+        pilot = self.records.pilots.get(source)
+        return None if pilot is None else pilot.machine
 
     def _let_reach(self, worker: str, store: StoreRecord) -> None:
         """Have a worker connect to a store before a unit waits for it, and say whether it sees it as local files."""
@@ -119,9 +121,9 @@ class Supply(Herald):
         if pilot is not None and worker is not None:
             try:
                 if data is not None and data.manifest is not None:
-                    replicas = tuple(self._replicas(data, pilot.site, worker))
+                    replicas = tuple(self._replicas(data, pilot.machine, worker))
                     brought = await self.have_done(worker, Bring(data.manifest, replicas))
-                    self._learn_of(data, pilot.site, brought)
+                    self._learn_of(data, pilot.machine, brought)
                     is_there = True
             except PilotError as error:
                 # that a pilot comes and goes is nothing to warn of
@@ -164,7 +166,7 @@ class Supply(Herald):
             return
         early = []  # what was brought ahead counts for the first unit that reads it
         for du in record.request.inputs:
-            if (had := self._brought.pop((du, pilot.site), None)) is not None:
+            if (had := self._brought.pop((du, pilot.machine), None)) is not None:
                 early.append((du, had.pd, had.nbytes, had.seconds, had.began))
                 details["read"].setdefault(du, had.pd)
                 nbytes_from[0] -= had.nbytes
@@ -179,10 +181,10 @@ class Supply(Herald):
             source, data = self._source_site(pd), self.records.data.get(du)
             if source is not None:
                 n_files = len(data.manifest.files) if data is not None and data.manifest is not None else 1
-                self.matcher.policy.links.observe(source, pilot.site, nbytes, seconds, n_files)
+                self.matcher.policy.links.observe(source, pilot.machine, nbytes, seconds, n_files)
             if data is not None:
-                self.caches.add(data, pilot.site)
-        self._evicted(details["evicted"], pilot.site)
+                self.caches.add(data, pilot.machine)
+        self._evicted(details["evicted"], pilot.machine)
 
     def suspect(self, du: str, pd: str) -> None:
         """A unit found a replica damaged: have it read through, and made anew."""
@@ -190,7 +192,7 @@ class Supply(Herald):
         if data is not None and pd in data.replicas:
             self.catalogue.verify(data, pd, repair=True)
         elif data is not None and pilot is not None:  # its machine's cache has something wrong, or nothing by now
-            self.caches.drop(du, pilot.site)
+            self.caches.drop(du, pilot.machine)
             self._in_background(self._discard(data, pilot))
 
     async def _discard(self, data: DataRecord, pilot: PilotRecord) -> None:

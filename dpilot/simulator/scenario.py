@@ -58,8 +58,8 @@ class Pilot:
 
     @property
     def site(self) -> Site:
-        """Its labels."""
-        return Site(self.datacenter, self.machine)
+        """Where it is: without a machine label, on a machine of its own."""
+        return Site(self.datacenter, self.machine).of_pilot(self.id)
 
     @property
     def slots_per_worker(self) -> int:

@@ -44,13 +44,12 @@ class Bringing:
 
 
 class Machine:
-    """What one machine keeps of what was brought to it. A pilot without a machine label is one by itself."""
+    """What one machine keeps of what was brought to it."""
 
-    __slots__ = ("coming", "is_labelled", "kept", "limit_nbytes", "nbytes", "site")
+    __slots__ = ("coming", "kept", "limit_nbytes", "nbytes", "site")
 
     def __init__(self, site: Site, limit_nbytes: int) -> None:
         self.site = site
-        self.is_labelled = site.machine is not None
         self.limit_nbytes = limit_nbytes
         self.nbytes = 0  # of what is kept or coming
         self.kept: dict[int, int] = {}  # data unit -> how many units use it; the least recently used first
@@ -127,7 +126,7 @@ class Staging:
             [scenario.store_of[store].site for store in data.replicas] for data in scenario.data
         ]
         self._cached: list[dict[Site, None]] = [{} for _ in scenario.data]
-        self._machines: dict[object, Machine] = {}
+        self._machines: dict[Site, Machine] = {}
         self._here: dict[int, Machine] = {}  # where the pilots are that are here
         self._of_pilot: list[dict[Bringing, None]] = [{} for _ in scenario.pilots]
         self.copied = [0, 0, 0]  # bytes that were brought ahead of units, by distance
@@ -137,12 +136,11 @@ class Staging:
                 policy.replica(data, site, True)
 
     def machine(self, pilot: int, site: Site) -> Machine:
-        """The machine that a pilot is on: shared with those that bear the same labels, if they name a machine."""
-        key: object = site if site.machine is not None else pilot
-        if key not in self._machines:
-            self._machines[key] = Machine(site, self._limit_nbytes)
-        machine = self._here[pilot] = self._machines[key]
-        for data in machine.kept if machine.is_labelled else ():
+        """The machine that a pilot is on: shared with those that bear the same labels."""
+        if site not in self._machines:
+            self._machines[site] = Machine(site, self._limit_nbytes)
+        machine = self._here[pilot] = self._machines[site]
+        for data in machine.kept:
             if machine.site not in self._cached[data]:
                 self._cached[data][machine.site] = None
                 self._policy.replica(data, machine.site, True)
@@ -205,7 +203,7 @@ class Staging:
         if bringing.is_kept:
             del bringing.machine.coming[bringing.data]
             bringing.machine.nbytes -= self._sizes[bringing.data]
-        if bringing.first is None and bringing.machine.is_labelled:
+        if bringing.first is None:
             self._policy.replica(bringing.data, bringing.machine.site, False)
 
     def copy(self, data: int, machine: Machine, owner: int) -> None:
@@ -276,8 +274,7 @@ class Staging:
         if bringing.is_kept:
             del machine.coming[data]
             machine.kept[data] = 0
-            if machine.is_labelled:
-                self._cached[data][machine.site] = None
+            self._cached[data][machine.site] = None
         self._at(now + self._delay_s[bringing.owner], self._hear, (bringing, now - bringing.begun_s))
         first = bringing.first
         if first is None or first.is_over:
@@ -297,9 +294,8 @@ class Staging:
         machine, data = bringing.machine, bringing.data
         size, n_files = self._sizes[data], self._data[data].n_files
         self._policy.transferred(bringing.source, machine.site, size, n_files, seconds, self._now())
-        if machine.is_labelled:
-            is_there = machine.site in self._cached[data] or machine.site in self._where[data]
-            self._policy.replica(data, machine.site, is_there)
+        is_there = machine.site in self._cached[data] or machine.site in self._where[data]
+        self._policy.replica(data, machine.site, is_there)
         self._copied()
 
     def pilot_gone(self, pilot: int) -> None:
@@ -316,14 +312,14 @@ class Staging:
     def _close(self, pilot: int) -> None:
         """With the last pilot of a machine goes what could be had of its cache, until another one comes."""
         machine = self._here.pop(pilot)
-        if machine.is_labelled and machine not in self._here.values():
+        if machine not in self._here.values():
             for data in machine.kept:
                 self._forget(data, machine)
 
     def _forget(self, data: int, machine: Machine) -> None:
         """A machine's cache gives a data unit no more; a store there may."""
         self._cached[data].pop(machine.site, None)
-        if machine.is_labelled and machine.site not in self._where[data]:
+        if machine.site not in self._where[data]:
             self._policy.replica(data, machine.site, False)
 
     # -- out
