@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import random
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -66,13 +67,31 @@ def world(seed: int) -> Scenario:
         submitted_s = draw.random() * mean_s * 4 if draw.random() < 0.2 else 0.0
         inputs = tuple(dict.fromkeys(f"du-{which}" for which in read))
         units.append(Unit(f"cu-{number}", run_s, inputs, kind=f"kind-{kind}", submitted_s=submitted_s))
+    stores, data, units = _outputs(random.Random(f"outputs of {seed}"), stores, data, units, mean_nbytes)
     bytes_per_s, latency_s = draw.choice([1.25, 12.5, 12.5, 125, 1250]) * MB, draw.choice([0.0005, 0.02, 0.08])
     links = (
         Link(bytes_per_s, latency_s, distance=Distance.OTHER_DATACENTER),
         Link(1250 * MB, 0.0005, distance=Distance.SAME_DATACENTER),
     )
     uplinks = tuple(Uplink(site, bytes_per_s, bytes_per_s) for site in sites) if draw.random() < 0.6 else ()
-    return Scenario(tuple(pilots), tuple(units), stores, tuple(data), links, uplinks, name=f"world {seed}", seed=seed)
+    return Scenario(tuple(pilots), units, stores, data, links, uplinks, name=f"world {seed}", seed=seed)
+
+
+def _outputs(
+    draw: random.Random,
+    stores: tuple[Store, ...],
+    data: Sequence[Data],
+    units: Sequence[Unit],
+    mean_nbytes: float,
+) -> tuple[tuple[Store, ...], tuple[Data, ...], tuple[Unit, ...]]:
+    """In some worlds units write, to the stores that have what is read; others are not there then."""
+    if draw.random() >= 0.3:
+        return stores, tuple(data), tuple(units)
+    used = {home for one in data for home in one.replicas}
+    there = tuple(store for store in stores if store.id in used)
+    written = tuple(Data(f"out-{unit.id}", int(mean_nbytes * draw.choice([0.1, 0.5, 1]))) for unit in units)
+    writers = tuple(replace(unit, outputs=(one.id,)) for unit, one in zip(units, written, strict=True))
+    return there, (*data, *written), writers
 
 
 def _pilot(draw: random.Random, id: str, site: str, machine: str | None) -> Pilot:

@@ -441,7 +441,7 @@ async def test_services_and_pilots_that_have_ended_leave_no_pool_behind(cluster:
     await eventually(lambda: RAN == ["held"] and len(cluster.plugin.matcher) == 2, "it runs, and two wait")
     assert len(pools) == 1
     places = cluster.plugin.matcher.pilot_of(held.id).places
-    assert len(places) == 3, "of its service, without labels, and its own"
+    assert len(places) == 4, "of its service, without a datacenter, its machine, and its own"
     GATES[gate].set()
     assert await held == "held"
     assert await direct[0] == 1

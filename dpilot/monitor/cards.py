@@ -206,16 +206,16 @@ def fault_of(error: BaseException) -> Fault:
 
 def decision_table(decision: Decision) -> Table:
     """A row for each pilot that was considered."""
-    header = ("pilot", "verdict", "queue", "stage", "label", "cost", "input here / near / far")
+    header = ("pilot", "verdict", "queue", "stage", "label", "output", "cost", "input here / near / far")
     rows: list[tuple[str | Bar, ...]] = []
     for row in decision.rows:
         if row.verdict == "rejected":
-            rows.append((row.pilot, "rejected", "", "", "", "", row.reason))
+            rows.append((row.pilot, "rejected", *("",) * 5, row.reason))
         else:
-            costs = (f"{s:.3f} s" for s in (row.queue_s, row.stage_s, row.label_s, row.cost_s))
+            costs = (f"{s:.3f} s" for s in (row.queue_s, row.stage_s, row.label_s, row.output_s, row.cost_s))
             rows.append((row.pilot, row.verdict, *costs, " / ".join(map(nbytes_text, row.nbytes))))
     marked = next((i for i, row in enumerate(decision.rows) if row.verdict in ("chosen", "best")), None)
-    return Table(header, tuple(rows[:40]), frozenset(range(2, 6)), _more(len(rows), 40), marked)
+    return Table(header, tuple(rows[:40]), frozenset(range(2, 7)), _more(len(rows), 40), marked)
 
 
 def pilots_table(rows: Iterable[Mapping[str, Any]], n: int) -> Table:

@@ -11,6 +11,7 @@ from dpilot.placement.decision import Decision, Row
 from dpilot.placement.estimates import RunTimes
 from dpilot.placement.links import LinkRow, Links, StatedLink
 from dpilot.placement.matcher import Binding, Matcher, Matching
+from dpilot.placement.outputs import Outputs
 from dpilot.placement.policy import Policy, feasible
 from dpilot.placement.shares import Reservation, Share
 from dpilot.placement.slots import PilotSlots
@@ -28,6 +29,7 @@ __all__ = [
     "Links",
     "Matcher",
     "Matching",
+    "Outputs",
     "PilotSlots",
     "PilotView",
     "Policy",

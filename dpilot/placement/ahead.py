@@ -139,9 +139,7 @@ class Ahead(Wanted):
         It counts as work of the first of them (:meth:`Place.count`).
         """
         own_s = line.length * run_s
-        tails = [
-            (self._tail_s(home, line, now) + self._label_s(line, home), home.slots) for home in homes if home.slots
-        ]
+        tails = [(self._tail_s(home, line, now) + self._site_s(line, home), home.slots) for home in homes if home.slots]
         if homes[0].slots:
             tails[0] = tails[0][0] - own_s / homes[0].slots, homes[0].slots
         tails.sort()
@@ -152,9 +150,6 @@ class Ahead(Wanted):
                 return tail_s + own_s / slots
             own_s -= slots * (next_s - tail_s)
         return inf
-
-    def _label_s(self, line: Line, place: Place) -> float:
-        return self._matcher.policy.label_s(line.request, place.site)
 
     def _elsewhere(
         self, line: Line, homes: Sequence[Place], claims: _Claims, now: float
@@ -171,7 +166,7 @@ class Ahead(Wanted):
             if missing:
                 claimed_s = sum(seconds for other, seconds in claims.values() if other is place)
                 free_s = self._tail_s(place, line, now) + away_s + given_s.get(place, 0.0) + claimed_s
-                stage_s = self._stage_s(missing, place.site) + self._label_s(line, place)
+                stage_s = self._stage_s(missing, place.site) + self._site_s(line, place)
                 begins_s = max(stage_s, free_s)
                 # Of about equal ones, that which has less to do until then.
                 yield begins_s + free_s / 10, Option(begins_s, place, missing, stage_s)

@@ -50,7 +50,7 @@ class Bindings(Demand):
                 first = kept.reserved_for
                 if queue is None or (first is not None and first < waiting):
                     return False
-            return pilot.lasts(until) and pilot.fits(need, expected_s)
+            return pilot.lasts(until) and pilot.fits(need, self.takes_s(request, pilot.site))
 
         return place.best(able, need.slots == 1 and expected_s < self.in_flight_s)
 
@@ -60,6 +60,8 @@ class Bindings(Demand):
         views = tuple(self.views(request)) if request.inputs else ()
         seen = self.policy, request, self._seen(line, pilot, now), views, line.pool.members
         expected_s = self.runtimes.expected_s(request.kind)
+        if request.outputs:
+            expected_s += self.outputs.begin(unit, request, pilot.site)
         reservation = pilot.slots.acquire(unit, request.slots, expected_s, request.memory_nbytes, request.gpus)
         assert reservation is not None, f"{pilot.name} had room for {unit} and has none"
         pilot.changed()
@@ -108,7 +110,7 @@ class Bindings(Demand):
             bound += [unit for unit, waiting in self._staging.items() if waiting.line.request.kind == kind]
             for unit in dict.fromkeys(bound):
                 pilot = self._pilot_of[unit]
-                pilot.slots.expect(unit, seconds)
+                pilot.slots.expect(unit, seconds + self.outputs.taking_s(unit))
                 self._changed[pilot] = None
 
     def release(self, unit: str) -> None:

@@ -110,6 +110,11 @@ class Copies:
             seconds += view.stage_s(site, links) * links.doubt(source, site)
         return seconds
 
+    def _site_s(self, line: Line, place: Place) -> float:
+        """What a place costs wherever the inputs are."""
+        run_s = self._matcher.runtimes.expected_s(line.request.kind)
+        return self._matcher.policy.site_s(line.request, place.site, run_s)
+
     def _sources(self, views: Sequence[InputView], site: Site) -> Iterator[tuple[InputView, Site]]:
         """From where some data units, of those that are anywhere, are to be brought to a site."""
         for view in views:

@@ -20,8 +20,9 @@ class Row(NamedTuple):
         ``chosen``, ``best`` (but no slot is free yet), ``possible`` or ``rejected``.
     reason : str
         Why it was rejected, or empty.
-    queue_s, stage_s, label_s : float
-        The parts of its cost, in seconds.
+    queue_s, stage_s, label_s, output_s : float
+        The parts of its cost, in seconds: the wait for a slot, the way of the inputs, what missed labels are worth, and
+        the way of the outputs.
     nbytes : tuple of 3 int
         Bytes of input at each :class:`~dpilot.placement.topology.Distance` from it.
     load : float
@@ -36,6 +37,7 @@ class Row(NamedTuple):
     queue_s: float = 0.0
     stage_s: float = 0.0
     label_s: float = 0.0
+    output_s: float = 0.0
     nbytes: tuple[int, int, int] = (0, 0, 0)
     load: float = 0.0
     free: bool = True
@@ -43,7 +45,12 @@ class Row(NamedTuple):
     @property
     def cost_s(self) -> float:
         """The sum of the parts, in seconds."""
-        return self.queue_s + self.stage_s + self.label_s
+        return self.queue_s + self.fit_s
+
+    @property
+    def fit_s(self) -> float:
+        """The same but for the queue."""
+        return self.stage_s + self.label_s + self.output_s
 
 
 class Decision(Displayed):
@@ -123,7 +130,8 @@ class Decision(Displayed):
         if not self.rows:
             return head
         width = max(5, *(len(row.pilot) for row in self.rows))
-        lines = [head, f"  {'pilot':{width}}  verdict   queue s  stage s  label s   cost s  bytes here/near/far"]
+        costs = "queue s  stage s  label s  output s   cost s"
+        lines = [head, f"  {'pilot':{width}}  verdict   {costs}  bytes here/near/far"]
         for row in self.rows:
             if row.verdict == "rejected":
                 lines.append(f"  {row.pilot:{width}}  rejected  {row.reason}")
@@ -131,17 +139,17 @@ class Decision(Displayed):
                 moved = "/".join(f"{n:,}" for n in row.nbytes)
                 lines.append(
                     f"  {row.pilot:{width}}  {row.verdict:8}  {row.queue_s:7.3f}  {row.stage_s:7.3f}"
-                    f"  {row.label_s:7.3f}  {row.cost_s:7.3f}  {moved}"
+                    f"  {row.label_s:7.3f}  {row.output_s:8.3f}  {row.cost_s:7.3f}  {moved}"
                 )
         return "\n".join(lines)
 
 
 def _fit(row: Row) -> tuple[float, bool, float, str]:
-    return row.stage_s + row.label_s, not row.free, row.load, row.pilot
+    return row.fit_s, not row.free, row.load, row.pilot
 
 
 def home_of(rows: list[Row]) -> Row | None:
-    """The pilot that fits a request best, but for the queue there: by its data and labels, then load and name."""
+    """The pilot that fits a request best but for its queue: by data, labels and outputs, then by load and name."""
     return min((row for row in rows if row.verdict == "possible"), key=_fit, default=None)
 
 
@@ -157,7 +165,8 @@ def told(pilot: str, rows: list[Row]) -> tuple[str, tuple[Row, ...]]:
     elif home is not None and home is not chosen and _fit(home)[0] < _fit(chosen)[0]:
         why = f"{home.pilot} fits better, but the queue there is longer than {chosen.pilot} costs"
     elif (worse_s := _fit(second)[0] - _fit(chosen)[0]) > 0:
-        why = f"its data and labels fit best, by {worse_s:.3f} s"
+        counted = "data, labels and outputs" if chosen.output_s or second.output_s else "data and labels"
+        why = f"its {counted} fit best, by {worse_s:.3f} s"
     elif not second.free:
         why = "as good as others, and free"
     elif second.load > chosen.load:

@@ -42,7 +42,7 @@ class Demand(Fleet):
     ) -> None:
         self.ahead = ahead
         self.policy = policy or Policy()
-        super().__init__(Transit(self.policy.links), RunTimes(unknown_runtime_s), in_flight_s)
+        super().__init__(Transit(self.policy.links), RunTimes(unknown_runtime_s), self.policy.outputs, in_flight_s)
         self.inputs: Mapping[str, InputView] = {} if inputs is None else inputs
         self._lines: dict[Request, Line] = {}
         self._readers: dict[str, Line | dict[Line, None]] = {}  # data unit -> who reads it; mostly it is one
@@ -192,7 +192,7 @@ class Demand(Fleet):
 
     def named(self, line: Line) -> list[Place]:
         """The places that a line's inputs and labels name."""
-        return named(line, self.views(line.request))
+        return named(line, self.views(line.request), self.policy)
 
     def _read(self, du: str, line: Line) -> None:
         before = self._readers.setdefault(du, line)
@@ -219,14 +219,18 @@ class Demand(Fleet):
         """How long a unit runs, as far as is known; None: not known."""
         return self.runtimes.known_s(request.kind) if request.walltime_s is None else request.walltime_s
 
+    def takes_s(self, request: Request, site: Site) -> float:
+        """How long a unit that has its inputs is expected to hold slots at a site: it runs, and its outputs leave."""
+        return self.runtimes.expected_s(request.kind) + self.outputs.cost_s(request, site)
+
     def until(self, request: Request, now: float) -> float | None:
         """When a unit that begins now will have ended; None: not known."""
         lasts_s = self.lasts_s(request)
         return None if lasts_s is None else now + lasts_s
 
     def _version(self, line: Line) -> int:
-        # None of these ever falls, so the sum tells of both.
-        return line.pool.version + self.policy.links.version
+        # None of these ever falls, so the sum tells of all.
+        return line.pool.version + self.policy.links.version + self.outputs.version
 
     def stand(self, line: Line, now: float | None) -> None:
         """Have a line stand in the queues of its homes as they are now."""

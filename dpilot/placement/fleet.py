@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from dpilot.placement.estimates import RunTimes
 from dpilot.placement.lines import Line, Queue, Waiting
+from dpilot.placement.outputs import Outputs
 from dpilot.placement.places import Pilot, Place, Pool
 from dpilot.placement.shares import Reservation
 from dpilot.placement.slots import PilotSlots
@@ -27,13 +28,15 @@ class Fleet:
     ----------
     transit : Transit
     runtimes : RunTimes
+    outputs : Outputs
     in_flight_s : float
         Seconds of work per slot to keep at a worker.
     """
 
-    def __init__(self, transit: Transit, runtimes: RunTimes, in_flight_s: float) -> None:
+    def __init__(self, transit: Transit, runtimes: RunTimes, outputs: Outputs, in_flight_s: float) -> None:
         self.transit = transit
         self.runtimes = runtimes
+        self.outputs = outputs
         self.in_flight_s = in_flight_s
         self._pilots: dict[str, Pilot] = {}
         self._pilot_of: dict[str, Pilot] = {}
@@ -185,6 +188,7 @@ class Fleet:
         """A unit is bound no more."""
         self._pilot_of.pop(unit, None)
         self._staging.pop(unit, None)
+        self.outputs.end(unit)
         self.transit.end(unit)
         self.runtimes.end(unit)
 

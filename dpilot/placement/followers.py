@@ -58,6 +58,8 @@ class Followers:
             run_s = matcher.runtimes.follow_s(kind, gap_s, bring_s)
             if run_s is None:
                 continue
+            if run_s:
+                run_s += matcher.outputs.taking_s(unit)
             # One that was bound just now ends half a gap later than that, for so long is its way, and that of the next
             # one. One that says that it has its inputs began half a gap ago, or longer if that is heard late, and the
             # next one has yet to bring its own.

@@ -22,8 +22,8 @@ _MOST_ZONES = 16
 _WEIGHT = 0, 1, 10
 
 
-def named(line: Line, views: Sequence[InputView]) -> list[Place]:
-    """The places that a line's inputs and labels name, those with more in them first."""
+def named(line: Line, views: Sequence[InputView], policy: Policy) -> list[Place]:
+    """The places that a line's inputs, labels and outputs name, those with more in them first."""
     pool, request = line.pool, line.request
     zones, machines = pool.zones, pool.machines
     places: dict[Place, None] = {}
@@ -31,6 +31,8 @@ def named(line: Line, views: Sequence[InputView]) -> list[Place]:
     sites = [site for view in views for site in view.sites]
     if request.site != ANYWHERE:
         sites.append(request.site)
+    if request.outputs:
+        sites += policy.outputs.sites(request)
     for site in sites:
         datacenter, machine = site
         if datacenter is not None and (zone := zones.get(datacenter)) is not None:
@@ -82,25 +84,27 @@ def choose(
     if pool.is_flat:
         return ([pool.root] if pool.root.could_until(need, until) else []), []
     if line.target is not None:
-        if line.is_stuck and _has_come(line, views, line.target):
+        if line.is_stuck and _has_come(views, named(line, views, policy), line.target):
             line.is_stuck = False
         elif line.target.could_until(need, until):
-            others = [place for place in named(line, views) if place is not line.target and place.site.machine]
+            places = named(line, views, policy)
+            others = [place for place in places if place is not line.target and place.site.machine]
             return [line.target], [(_missing(views, place), place) for place in others]
         line.target = None
-    places = named(line, views)
+    places, outputs = named(line, views, policy), policy.outputs.sites(line.request)
     if line.is_stuck and is_stuck_at is not None and len(pool.zones) <= _MOST_ZONES:
         places += [place for place in pool.zones.values() if place not in places]
         places = [place for place in places if not is_stuck_at(place.site)] or places
     able = [place for place in places if place.could_until(need, until)]
-    if len(able) > 1 and len(views) == 1 and line.request.site == ANYWHERE and not line.is_stuck:
+    is_simple = len(views) == 1 and line.request.site == ANYWHERE and not outputs
+    if len(able) > 1 and is_simple and not line.is_stuck:
         return _nearest(views[0], able)
     if not able:
         if not pool.root.could_until(need, until):
             return [], []
         if ahead and pool.root.keeps and any(view.sites for view in views):
             return [pool.away], []
-        if not any(view.sites for view in views) or len(pool.zones) > _MOST_ZONES:
+        if not (outputs or any(view.sites for view in views)) or len(pool.zones) > _MOST_ZONES:
             return [pool.root], []
         able = [place for place in pool.zones.values() if place.could_until(need, until)]
     if len(able) == 1:
@@ -117,9 +121,9 @@ def choose(
     return homes, [(_missing(views, place), place) for place in others]
 
 
-def _has_come(line: Line, views: Sequence[InputView], target: Place) -> bool:
+def _has_come(views: Sequence[InputView], places: Sequence[Place], target: Place) -> bool:
     """Whether what was sent for anew has come to another place before its target: the copy that lagged was first."""
-    return is_far(views, target.site) and not all(is_far(views, place.site) for place in named(line, views))
+    return is_far(views, target.site) and not all(is_far(views, place.site) for place in places)
 
 
 def _nearest(view: InputView, able: Sequence[Place]) -> tuple[list[Place], list[tuple[float, Place]]]:

@@ -151,6 +151,8 @@ class Matcher(Bindings):
         copies: Sequence[Copying] = ()
         if self.ahead:
             copies = self._ahead.order(now, any(pilot.slots.idle for pilot in fresh))
+            if self._marked:  # who needs nothing brought where it was given a place
+                return Matching(bindings, 0.0, copies)
         return Matching(bindings, self._recheck_s(now, recheck_s), copies)
 
     def _reconsider(self, now: float) -> list[str]:
@@ -211,7 +213,7 @@ class Matcher(Bindings):
             place.could(line.need)
             and not place.site.is_near(site)
             and clearly * (self._spill.cost_s(bound, views, place.site, now) + place.tail_s(self.runtimes)) < left_s
-            for place in (*named(line, views), *islice(line.pool.zones.values(), _MOST_ZONES))
+            for place in (*named(line, views, self.policy), *islice(line.pool.zones.values(), _MOST_ZONES))
         )
 
     @property

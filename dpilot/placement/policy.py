@@ -1,12 +1,13 @@
-"""Which pilot should run a unit: the cheapest sum of waiting, staging and missed wishes.
+"""Which pilot should run a unit: the cheapest sum of waiting, staging, missed wishes and the outputs' way home.
 
 For a unit c and a pilot p::
 
-    cost(c, p) = queue(p) + stage(c, p) + label(c, p)
+    cost(c, p) = queue(p) + stage(c, p) + label(c, p) + output(c, p)
 
 ``queue`` is the expected wait for a slot, ``stage`` the time to bring the inputs from their nearest
-replicas, ``label`` what a preferred label that p does not bear is worth. All pilots are candidates,
-not only those beside the data: pure locality loses when the data's site is swamped. Choosing the
+replicas, ``label`` what a preferred label that p does not bear is worth, ``output`` the time to take
+what c is expected to write to the store that it goes to. All pilots are candidates, not only those
+beside the data: pure locality loses when the data's site is swamped. Choosing the
 least sum bounds the wait for a slot beside the data by what the transfer would cost (delay
 scheduling: Zaharia et al., EuroSys 2010).
 """
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 
 from dpilot.placement.decision import Decision, Row
 from dpilot.placement.links import Links
+from dpilot.placement.outputs import Outputs
 from dpilot.placement.topology import Site
 from dpilot.placement.views import InputView, PilotView, Request
 
@@ -66,10 +68,19 @@ class Policy:
         What transfers cost.
     prefer_wait_s : float
         What a preferred datacenter is worth, in seconds; a preferred machine is worth half of it.
+
+    Attributes
+    ----------
+    outputs : Outputs
+        What units write, and what that costs.
     """
 
     links: Links = field(default_factory=Links)
     prefer_wait_s: float = 5.0
+    outputs: Outputs = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "outputs", Outputs(self.links))
 
     def label_s(self, request: Request, site: Site) -> float:
         """What the labels that a request would like, and `site` does not bear, are worth in seconds."""
@@ -80,9 +91,23 @@ class Policy:
             return self.prefer_wait_s / 2
         return 0.0
 
-    def fit_s(self, request: Request, site: Site, inputs: Iterable[InputView], alone: bool = False) -> float:
-        """Cost of a pilot at `site` but for its queue; `alone`: as if nothing else was being moved."""
-        seconds = self.label_s(request, site)
+    def site_s(self, request: Request, site: Site, run_s: float | None = None) -> float:
+        """What a site costs wherever the inputs are: labels that it does not bear, and the way of the outputs."""
+        return self.label_s(request, site) + self.outputs.cost_s(request, site, run_s)
+
+    def fit_s(
+        self,
+        request: Request,
+        site: Site,
+        inputs: Iterable[InputView],
+        alone: bool = False,
+        run_s: float | None = None,
+    ) -> float:
+        """Cost of a pilot at `site` but for its queue.
+
+        `alone`: as if nothing else was being moved. With `run_s`, for how long it runs, what others write counts.
+        """
+        seconds = self.site_s(request, site, run_s)
         for view in inputs:
             seconds += view.stage_s(site, self.links, alone)
         return seconds
@@ -103,8 +128,8 @@ class Policy:
         free = pilot.free >= request.slots
         here, near, far = nbytes
         queue_s = 0.0 if free else pilot.load
-        label_s = self.label_s(request, pilot.site)
-        return Row(pilot.id, "possible", "", queue_s, stage_s, label_s, (here, near, far), pilot.load, free)
+        label_s, output_s = self.label_s(request, pilot.site), self.outputs.cost_s(request, pilot.site, expected_s)
+        return Row(pilot.id, "possible", "", queue_s, stage_s, label_s, output_s, (here, near, far), pilot.load, free)
 
     def rank(
         self,

@@ -139,7 +139,7 @@ class Spill:
             pilot.reserved is None
             and pilot.name in head.line.pool.root.pilots
             and pilot.lasts(matcher.until(request, now))
-            and pilot.fits(head.line.need, matcher.runtimes.expected_s(request.kind))
+            and pilot.fits(head.line.need, matcher.takes_s(request, pilot.site))
         )
 
     # -- the longest queues
@@ -227,8 +227,8 @@ class Spill:
 
     def cost_s(self, head: Waiting, views: Sequence[InputView], site: Site, now: float) -> float:
         """What a unit costs at a site, with what is on its way to there and on the links."""
-        matcher = self._matcher
-        seconds = matcher.policy.label_s(head.line.request, site)
+        matcher, request = self._matcher, head.line.request
+        seconds = matcher.policy.site_s(request, site, matcher.runtimes.expected_s(request.kind))
         for view in views:
             links = matcher.policy.links
             source = view.source(site, links)
@@ -240,8 +240,9 @@ class Spill:
     def _worth_s(self, head: Waiting, views: Sequence[InputView], queue: Queue, now: float) -> float:
         """What a unit may cost elsewhere: so that it ends before the last one of its queue would begin at home."""
         matcher, request, place = self._matcher, head.line.request, queue.place
-        home_s = matcher.policy.fit_s(request, place.site, views, alone=True)
         runtimes = matcher.runtimes
+        run_s = runtimes.expected_s(request.kind)
+        home_s = matcher.policy.fit_s(request, place.site, views, alone=True, run_s=run_s)
         return home_s + place.shown_tail_s(runtimes, request.kind, now) - runtimes.shown_s(request.kind, now)
 
     def _elsewhere(
@@ -267,7 +268,7 @@ class Spill:
     def _choices(self, head: Waiting, views: Sequence[InputView], queue: Queue, now: float) -> list[Pilot]:
         """Pilots with room that a unit may be taken to: one of each place that may be the cheapest."""
         matcher, pool, home = self._matcher, queue.pool, queue.place
-        places = dict.fromkeys(named(head.line, views))
+        places = dict.fromkeys(named(head.line, views, matcher.policy))
         if home.parent is not None and home.parent is not pool.root:
             places[home.parent] = None
         if len(pool.zones) <= _MOST_ZONES:

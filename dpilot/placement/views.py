@@ -125,6 +125,8 @@ class Request(NamedTuple):
         Whole devices that it needs.
     walltime_s : float or None
         How long it may run; None: not stated.
+    outputs : tuple of tuple of Site
+        Of what it writes, the sites of the stores that each data unit may go to.
     """
 
     pool: str
@@ -137,3 +139,4 @@ class Request(NamedTuple):
     memory_nbytes: int = 0
     gpus: int = 0
     walltime_s: float | None = None
+    outputs: tuple[tuple[Site, ...], ...] = ()

@@ -124,11 +124,14 @@ class Wanted(Copies):
         return options
 
     def _option(self, line: Line, place: Place, missing: list[InputView], now: float, *, is_all: bool = True) -> Option:
-        links = self._matcher.policy.links
+        matcher = self._matcher
+        links = matcher.policy.links
         stage_s = self._stage_s(missing, place.site)
         alone_s = sum(view.stage_s(place.site, links, alone=True) for view in missing)
         cost_s = (_WEIGHT_OF_WAYS * alone_s + stage_s) / max(1, self._served(line, missing, place))
-        return Option(cost_s + self._tail_s(place, line, now), place, missing, stage_s, is_all)
+        cost_s += _WEIGHT_OF_WAYS * matcher.outputs.cost_s(line.request, place.site) + self._site_s(line, place)
+        score = cost_s + self._tail_s(place, line, now)
+        return Option(score, place, missing, stage_s, is_all)
 
     def _places(self, line: Line) -> Iterator[Place]:
         """Machines to which the data of a line may be brought."""
@@ -226,7 +229,8 @@ class Wanted(Copies):
                     if key not in known:
                         known[key] = copies(view, place.site)
                     brought += known[key]
-                own.append(Venue(place, run_s / max(1, place.slots), tuple(brought)))
+                held_s = run_s + line.length * self._site_s(line, place)
+                own.append(Venue(place, held_s / max(1, place.slots), tuple(brought)))
         chosen = pool.agenda.revise({line: own for line, own in venues.items() if own}, busy_s)
         return {line: found[line][number] for line, number in chosen.items()}
 

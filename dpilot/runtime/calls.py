@@ -19,9 +19,8 @@ from dpilot.errors import (
     StateError,
     UnitCanceledError,
 )
-from dpilot.placement import Decision, Site, choose_stores, nearest_store
+from dpilot.placement import Decision, Site
 from dpilot.runtime import adapter
-from dpilot.runtime.catalogue import store_view
 from dpilot.runtime.data_calls import DataCalls
 from dpilot.runtime.places import Place
 from dpilot.runtime.records import DataRecord, PilotRecord, ServiceRecord, UnitRecord
@@ -149,13 +148,14 @@ class Calls(DataCalls):
         """
         record, site = self._unit(unit), self._pilot(pilot).site
         answer: dict[str, tuple[str, Place, int | None]] = {}
-        attempt = record.attempt
+        attempt, asked = record.attempt, time.monotonic()
         for du in sorted(record.outputs):
             await self._writing[du].acquire()
             if record.worker is None or record.attempt != attempt:  # it was taken back while it waited here
                 self._writing[du].release()
                 raise UnitCanceledError(f"{unit} writes no more: this attempt was stopped")
             self._writer[du] = unit
+        record.written_nbytes, record.written_s = 0, time.monotonic() - asked
         for du in record.outputs:
             pd = self._store_for(self._data(du), site)
             answer[du] = (pd, self.catalogue.place(pd, record.worker), self._store(pd).free_nbytes)
@@ -163,20 +163,21 @@ class Calls(DataCalls):
 
     def _store_for(self, data: DataRecord, site: Site) -> str:
         """Where a data unit is to be written by a unit at `site`: where it is, or as its labels say, or near by."""
-        views = [store_view(store) for store in self.catalogue.stores_of(data.owner)]
-        wanted = Site(data.description["datacenter"], data.description["machine"])
-        if data.replicas:
-            return min(data.replicas, key=lambda pd: (self._store(pd).site.distance(site), pd))
-        pd = next(iter(choose_stores(views, wanted, 1, 1)), None) if wanted != Site() else nearest_store(views, site)
+        targets = self.catalogue.targets(data)
+        pd = min(((store.site.distance(site), store.id) for store in targets), default=(None, None))[1]
         if pd is None:
             raise DataError(
                 f"data unit {data.id} can be put nowhere: {data.owner} has no store with room; add a PilotData"
             )
         return pd
 
-    def call_collected(self, unit: str, du: str, pd: str, manifest: Manifest) -> None:
-        """A unit has put its files into a data unit. It is not readable before all its writers have ended."""
+    def call_collected(self, unit: str, du: str, pd: str, manifest: Manifest, seconds: float) -> None:
+        """A unit has put its files into a data unit, which took so long.
+
+        It is not readable before all its writers have ended.
+        """
         self.catalogue.add_replica(self._data(du), pd, manifest)
+        self._learn_of_output(self._unit(unit), self._store(pd), manifest, seconds)
 
     def call_hold(self, id: str, client: str) -> None:
         """A client wants to keep, and know of, the result of a unit."""

@@ -133,6 +133,16 @@ class Catalogue:
         owners = {owner, *getattr(record, "members", ())}
         return [s for s in self._records.stores.values() if s.owner in owners and not s.life.state.is_final]
 
+    def targets(self, data: DataRecord) -> list[StoreRecord]:
+        """The stores that units may write a data unit to: those that have it, or the one of its labels, or all."""
+        if data.replicas:
+            return [self._records.stores[pd] for pd in data.replicas]
+        stores = [store for store in self.stores_of(data.owner) if store.free_nbytes != 0]
+        wanted = Site(data.description["datacenter"], data.description["machine"])
+        if wanted == Site():
+            return stores
+        return [self._records.stores[pd] for pd in choose_stores(map(store_view, stores), wanted, 1, 1)]
+
     def place(self, pd: str, asks: str | None = None) -> Place:
         """A store as it travels to a worker, or to a client."""
         return self.transfers.place(self._records.stores[pd], asks)

@@ -28,7 +28,7 @@ from dpilot.errors import (
     StateError,
     UnitError,
 )
-from dpilot.placement import Copying
+from dpilot.placement import Copying, Site
 from dpilot.runtime import adapter
 from dpilot.runtime.caches import Caches
 from dpilot.runtime.catalogue import Catalogue
@@ -48,6 +48,8 @@ _TELL_AFTER_S = 0.02
 _BELIEVED = 0.05
 #: How long after a mistake it is tried again to place units.
 _AGAIN_S = 1.0
+#: Where outputs may go to more sites than this, there is one near by.
+_MOST_SITES = 8
 #: The result of a program.
 _NONE = pickle.dumps(None)
 
@@ -127,8 +129,19 @@ class Coordinator(Supply):
     def _enqueue(self, record: UnitRecord) -> None:
         now = time.time()
         record.ready = now if record.ready is None else record.ready
+        if record.outputs:
+            record.request = record.request._replace(outputs=self._output_sites(record.outputs))
         self.matcher.submit(record.id, record.request, now=now, priority=record.priority, order=record.order)
         self._match_soon()
+
+    def _output_sites(self, outputs: Iterable[str]) -> tuple[tuple[Site, ...], ...]:
+        """Of each data unit, the sites of the stores that it may be written to, unless these are very many."""
+        found = []
+        for data in filter(None, map(self.records.data.get, outputs)):
+            sites = {store.site for store in self.catalogue.targets(data)}
+            if 0 < len(sites) <= _MOST_SITES:
+                found.append(tuple(sorted(sites, key=str)))
+        return tuple(sorted(found, key=str))
 
     def _taken_back(self, record: UnitRecord) -> None:
         """A bound task left its worker before it ended: canceled, failed with a retry left, or its worker died."""
@@ -180,7 +193,10 @@ class Coordinator(Supply):
             self.advance(record, State.Running, begun)
         if begun is not None and ended is not None:
             # Without the staging: that is a matter of the place, not of the kind of work.
-            self.matcher.observe(record.request.kind, max(0.0, ended - begun - record.staged_s))
+            staged_s = record.staged_s + record.written_s
+            self.matcher.observe(record.request.kind, max(0.0, ended - begun - staged_s))
+            if record.outputs:
+                self.matcher.outputs.observe(record.request.kind, record.written_nbytes)
             if held is not None and not held.waits and not record.bundled:
                 self._observe_gap(record, ended - begun, held.follows)
         record.result = (message.get("metadata") or {}).get(adapter.HANDLER)

@@ -220,6 +220,8 @@ class UnitRecord(Record):
         "takes_results",
         "warnings",
         "worker",
+        "written_nbytes",
+        "written_s",
     )
 
     def __init__(self, id: str, key: str, owner: str, now: float, watchers: set[str], request: Request) -> None:
@@ -250,6 +252,8 @@ class UnitRecord(Record):
         self.read: tuple[str, ...] = ()  # where each input came from: a store, or a pilot (its machine's cache)
         #: Of what was copied to its machine: data unit, store, bytes, seconds, and when that began.
         self.brought: tuple[tuple[str, str, int, float, float], ...] = ()
+        self.written_nbytes = 0  # to its outputs
+        self.written_s = 0.0  # how long that took, with waiting for others that write there
         self.result: bytes | None = None
         self.failure: str | None = None  # the repr of what it raised, for when Dask has forgotten it
         self.warnings: tuple[str, ...] = ()

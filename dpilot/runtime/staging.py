@@ -315,6 +315,7 @@ class Staging:
         for du, patterns in task.outputs:
             self._run.check()
             pd, place, room = stores[du]
+            began = time.monotonic()
             manifest = stage_out(
                 self._run.directory(),
                 patterns,
@@ -327,7 +328,8 @@ class Staging:
                 **self._run.terms(),
             )
             # Asked, not told: the unit is Done only once its outputs are known.
-            self._host.ask("collected", unit=task.id, du=du, pd=pd, manifest=manifest)
+            seconds = time.monotonic() - began
+            self._host.ask("collected", unit=task.id, du=du, pd=pd, manifest=manifest, seconds=seconds)
 
     def _warn(self, text: str) -> None:
         self._host.tell(self._task.id, "warning", text=f"{self._task.id}: {text}")

@@ -13,6 +13,7 @@ from typing import Any
 
 from distributed import Scheduler
 
+from dpilot.data import Manifest
 from dpilot.errors import DataError, InputError, PilotError
 from dpilot.placement import Copying, Distance, Site
 from dpilot.runtime import adapter
@@ -185,6 +186,21 @@ class Supply(Herald):
             if data is not None:
                 self.caches.add(data, pilot.machine)
         self._evicted(details["evicted"], pilot.machine)
+
+    def _learn_of_output(self, record: UnitRecord, store: StoreRecord, manifest: Manifest, seconds: float) -> None:
+        """Take in what a unit has written, and how long that took."""
+        files = [entry for entry in manifest.files if entry.producer == record.id]
+        nbytes = sum(entry.nbytes for entry in files)
+        record.written_nbytes += nbytes
+        record.written_s += seconds
+        pilot = self.records.pilots.get(record.pilot or "")
+        if pilot is None or not nbytes:
+            return
+        is_far = pilot.machine.distance(store.site) is Distance.OTHER_DATACENTER
+        if is_far or record.worker not in store.hosts:  # else it was written to a disk of its own
+            links = self.matcher.policy.links
+            links.now = time.time()
+            links.observe(pilot.machine, store.site, nbytes, seconds, len(files))
 
     def suspect(self, du: str, pd: str) -> None:
         """A unit found a replica damaged: have it read through, and made anew."""

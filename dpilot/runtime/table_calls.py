@@ -250,12 +250,12 @@ class TableCalls(Calls):
         head = (unit.id, unit.request.kind, str(unit.life.state))
         rows: list[tuple[Any, ...]] = []
         for row in picked:
-            costs = (row.queue_s, row.stage_s, row.label_s, row.cost_s, *row.nbytes)
+            costs = (row.queue_s, row.stage_s, row.label_s, row.output_s, row.cost_s, *row.nbytes)
             why = row.reason if all_pilots else reason
             site = self._site_of(row.pilot)
             rows.append((*head, row.pilot, *site, row.verdict, *costs, len(told), rejected, why))
         if not picked:
-            nothing = (decision.pilot, None, None, None, *(None,) * 7)
+            nothing = (decision.pilot, None, None, None, *(None,) * 8)
             rows.append((*head, *nothing, len(told), rejected, reason))
         return rows
 
@@ -271,7 +271,8 @@ _DATA_COLUMNS = (
 )
 _DECISION_COLUMNS = (
     *("unit", "kind", "state", "pilot", "datacenter", "machine", "verdict"),
-    *("queue_s", "stage_s", "label_s", "cost_s", "local_bytes", "same_datacenter_bytes", "cross_datacenter_bytes"),
+    *("queue_s", "stage_s", "label_s", "output_s", "cost_s"),
+    *("local_bytes", "same_datacenter_bytes", "cross_datacenter_bytes"),
     *("considered", "rejected", "reason"),
 )
 

@@ -100,9 +100,10 @@ class Frames(Handle):
         pandas.DataFrame
             With ``unit``, ``kind``, ``state`` (of the unit), ``pilot``, its ``datacenter`` and ``machine``, ``verdict``
             (``chosen``, ``best`` but without a free slot, ``possible``, ``rejected``); the parts of the cost
-            ``queue_s``, ``stage_s`` and ``label_s`` and their sum ``cost_s``, in seconds; the bytes of input by how far
-            they are from the pilot, ``local_bytes``, ``same_datacenter_bytes`` and ``cross_datacenter_bytes``; how many
-            pilots were ``considered`` and ``rejected``, and the ``reason``: of the decision, or of a pilot's rejection.
+            ``queue_s``, ``stage_s``, ``label_s`` and ``output_s`` and their sum ``cost_s``, in seconds; the bytes of
+            input by how far they are from the pilot, ``local_bytes``, ``same_datacenter_bytes`` and
+            ``cross_datacenter_bytes``; how many pilots were ``considered`` and ``rejected``, and the ``reason``: of the
+            decision, or of a pilot's rejection.
 
         Raises
         ------

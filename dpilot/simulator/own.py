@@ -5,6 +5,7 @@ All that the simulator knows of the matcher is in this module.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from dpilot.placement import InputView, Links, Matcher, Policy, Request, Site
@@ -52,6 +53,9 @@ class Dpilot:
         self._pilot_numbers = {pilot.id: number for number, pilot in enumerate(scenario.pilots)}
         self._where: list[dict[Site, None]] = [{} for _ in scenario.data]
         self._views: dict[str, InputView] = {}
+        self._stores = tuple(dict.fromkeys(store.site for store in scenario.stores))
+        writers = Counter(du for unit in scenario.units for du in unit.outputs)
+        self._shares = {data.id: data.nbytes // writers[data.id] for data in scenario.data if data.id in writers}
         self.matcher.inputs = self._views
         self._requests: dict[Request, Request] = {}  # equal ones are one object
 
@@ -77,7 +81,16 @@ class Dpilot:
         self.matcher.submit(spec.id, self._request(spec), now=now, priority=spec.priority, order=spec.submitted_s)
 
     def _request(self, unit: Unit) -> Request:
-        request = Request(_POOL, unit.kind, unit.slots, unit.site, unit.affinity == "require", unit.pilot, unit.inputs)
+        request = Request(
+            _POOL,
+            unit.kind,
+            unit.slots,
+            unit.site,
+            unit.affinity == "require",
+            unit.pilot,
+            unit.inputs,
+            outputs=(self._stores,) if unit.outputs else (),
+        )
         return self._requests.setdefault(request, request)
 
     def staged(self, unit: int, brought_s: float, now: float) -> None:
@@ -94,6 +107,8 @@ class Dpilot:
         self._observe_gap(pilot)
         self.matcher.release(spec.id)
         self.matcher.observe(spec.kind, run_s)
+        if spec.outputs:
+            self.matcher.outputs.observe(spec.kind, sum(self._shares[du] for du in spec.outputs))
 
     def _observe_gap(self, pilot: int) -> None:
         """A message of a pilot's worker shows how long they take there and back."""

@@ -327,10 +327,11 @@ class Staging:
     def upload(self, attempt: Attempt, nbytes: int, target: Site, done: Callable[[float], None]) -> None:
         """Take what a unit wrote to a store."""
         source = attempt.machine.site
-        distance = source.distance(target)
+        distance, began = source.distance(target), self._now()
 
         def then(now: float) -> None:
             _count(attempt, distance, nbytes)
+            self._policy.transferred(source, target, nbytes, 1, now - began, now)
             done(now)
 
         transfer = Transfer(nbytes, then)

@@ -279,8 +279,8 @@ def test_faults_tell_the_end_of_the_stream_apart() -> None:
 
 NBYTES = (4_300_000, 0, 1_200_000)
 ROWS = (
-    Row("pc-1f0c2a", "chosen", "", 0.0, 0.0045, 0.0, NBYTES),
-    Row("pc-77ab01", "possible", "", 0.4, 0.085, 0.0, (0, 4_300_000, 0)),
+    Row("pc-1f0c2a", "chosen", "", 0.0, 0.0045, 0.0, 0.0, NBYTES),
+    Row("pc-77ab01", "possible", "", 0.4, 0.085, 0.0, 0.02, (0, 4_300_000, 0)),
     Row("pc-c3d9e4", "rejected", "datacenter LGA is not EWR"),
 )
 

@@ -228,9 +228,9 @@ def test_a_decision_tells_every_pilot_and_why():
     (binding,) = m.match(0.0).bindings
     assert str(binding.decision).splitlines() == [
         "u: to us: its data and labels fit best, by 1.940 s",
-        "  pilot  verdict   queue s  stage s  label s   cost s  bytes here/near/far",
-        "  us     chosen      0.000    0.100    0.000    0.100  100,000,000/0/0",
-        "  eu     possible    0.000    2.040    0.000    2.040  0/0/100,000,000",
+        "  pilot  verdict   queue s  stage s  label s  output s   cost s  bytes here/near/far",
+        "  us     chosen      0.000    0.100    0.000     0.000    0.100  100,000,000/0/0",
+        "  eu     possible    0.000    2.040    0.000     0.000    2.040  0/0/100,000,000",
         "  lab    rejected  it belongs to no service of this compute data service",
     ]
     assert binding.worker.startswith("us-")

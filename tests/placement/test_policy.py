@@ -103,15 +103,15 @@ def test_the_rejected_come_last_by_name():
 
 def test_a_decision_prints_as_a_table():
     rows = (
-        Row("pc-1", "best", "", 1.5, 0.25, 0.0, (1_500_000, 0, 7), 1.5, False),
+        Row("pc-1", "best", "", 1.5, 0.25, 0.0, 0.5, (1_500_000, 0, 7), 1.5, False),
         Row("pc-longer", "possible", "", 0.0, 12.0, 5.0),
         Row("pc-3", "rejected", "3 slots are needed, it has 1"),
     )
     assert str(Decision("cu-1", None, "waits for a slot of pc-1", rows)).splitlines() == [
         "cu-1: waits for a slot of pc-1",
-        "  pilot      verdict   queue s  stage s  label s   cost s  bytes here/near/far",
-        "  pc-1       best        1.500    0.250    0.000    1.750  1,500,000/0/7",
-        "  pc-longer  possible    0.000   12.000    5.000   17.000  0/0/0",
+        "  pilot      verdict   queue s  stage s  label s  output s   cost s  bytes here/near/far",
+        "  pc-1       best        1.500    0.250    0.000     0.500    2.250  1,500,000/0/7",
+        "  pc-longer  possible    0.000   12.000    5.000     0.000   17.000  0/0/0",
         "  pc-3       rejected  3 slots are needed, it has 1",
     ]
     assert str(Decision("cu-1", None, "waits for a pilot: there is none")) == "cu-1: waits for a pilot: there is none"

@@ -1,0 +1,118 @@
+"""The outputs' way home: how much each kind of work writes, and how long that takes to where it goes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from dpilot.placement.links import Links
+from dpilot.placement.topology import Site
+from dpilot.placement.views import Request
+from dpilot.placement.ways import Way
+
+__all__ = ["Outputs"]
+
+#: Weight of the newest observation in the moving averages.
+_WEIGHT = 0.3
+#: By what part what units write must have changed before places are chosen anew for it.
+_NOTABLE = 1.25
+
+
+class Outputs:
+    """What units write.
+
+    How much is learned by kind of work (an exponentially weighted mean), and counts once it is known. What bound units
+    will write takes ways that others need, too: of those that are bound to the sites at a way's end, each writes once
+    in the time that it runs and delivers, so the way of another one is as much longer as what all of them have to
+    deliver exceeds the time that it runs for. That is the asymptotic bound of a closed queue (Muntz and Wong, 1974).
+
+    Parameters
+    ----------
+    links : Links
+
+    Attributes
+    ----------
+    version : int
+        Another one whenever a kind of work writes notably more or less than was thought.
+    """
+
+    def __init__(self, links: Links) -> None:
+        self.version = 0
+        self._links = links
+        self._mean: dict[str, float] = {}
+        self._told: dict[str, float] = {}
+        self._owed_s: defaultdict[Way, float] = defaultdict(float)  # by bound units, to a way
+        self._of: dict[str, tuple[float, list[tuple[Way, float]]]] = {}
+
+    def observe(self, kind: str, nbytes: int) -> None:
+        """A unit of `kind` has written so many bytes."""
+        before = self._mean.get(kind)
+        mean = self._mean[kind] = float(nbytes) if before is None else before + _WEIGHT * (nbytes - before)
+        told = self._told.get(kind, 0.0)
+        if not told / _NOTABLE <= mean <= told * _NOTABLE:
+            self._told[kind] = mean
+            self.version += 1
+
+    def sites(self, request: Request) -> tuple[Site, ...]:
+        """Where what a request writes may go to; of what is not known to write anything, nowhere."""
+        if not request.outputs or not self._told.get(request.kind):
+            return ()
+        return tuple(dict.fromkeys(site for sites in request.outputs for site in sites))
+
+    def cost_s(self, request: Request, site: Site, run_s: float | None = None) -> float:
+        """How long what a request writes at a site takes to where it goes.
+
+        Parameters
+        ----------
+        request : Request
+        site : Site
+        run_s : float or None
+            How long it runs before that: what others have to deliver counts. None: it does not.
+        """
+        if not request.outputs:
+            return 0.0
+        seconds = 0.0
+        for home, nbytes in self._deliveries(request, site):
+            own_s = self._links.transfer_s(site, home, nbytes, 1, alone=True)
+            owed_s = 0.0
+            if run_s is not None:
+                ways = self._links.ways(site, home, nbytes)
+                owed_s = max((self._owed_s.get(way, 0.0) for way, _ in ways), default=0.0)
+            seconds += max(own_s, own_s + owed_s - (run_s or 0.0))
+        return seconds
+
+    def begin(self, unit: str, request: Request, site: Site) -> float:
+        """A unit is bound at a site. Returns how long what it writes takes from there."""
+        seconds = self.cost_s(request, site)
+        if seconds:
+            owed = [
+                taken
+                for home, nbytes in self._deliveries(request, site)
+                for taken in self._links.ways(site, home, nbytes)
+            ]
+            for way, way_s in owed:
+                self._owed_s[way] += way_s
+            self._of[unit] = seconds, owed
+        return seconds
+
+    def end(self, unit: str) -> None:
+        """A unit is bound no more, or all that it writes is where it goes."""
+        _, owed = self._of.pop(unit, (0.0, ()))
+        for way, way_s in owed:
+            self._owed_s[way] -= way_s
+            if self._owed_s[way] <= 0.0:
+                del self._owed_s[way]
+
+    def taking_s(self, unit: str) -> float:
+        """How long what a bound unit writes was expected to take when it was bound."""
+        return self._of[unit][0] if unit in self._of else 0.0
+
+    def _deliveries(self, request: Request, site: Site) -> Iterator[tuple[Site, int]]:
+        """Where each output goes from a site, and how many bytes.
+
+        It is the nearest store, see :func:`~dpilot.placement.stores.nearest_store`.
+        """
+        nbytes = int(self._told.get(request.kind, 0.0) / len(request.outputs))
+        if nbytes:
+            for sites in request.outputs:
+                yield min(sites, key=lambda home: (site.distance(home), self._links.rank(home, site))), nbytes
