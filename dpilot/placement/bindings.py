@@ -50,7 +50,8 @@ class Bindings(Demand):
                 first = kept.reserved_for
                 if queue is None or (first is not None and first < waiting):
                     return False
-            return pilot.lasts(until) and pilot.fits(need, self.takes_s(request, pilot.site))
+            output_s = self.outputs.cost_s(request, pilot.site)
+            return pilot.lasts(until, output_s) and pilot.fits(need, expected_s + output_s)
 
         return place.best(able, need.slots == 1 and expected_s < self.in_flight_s)
 

@@ -219,10 +219,6 @@ class Demand(Fleet):
         """How long a unit runs, as far as is known; None: not known."""
         return self.runtimes.known_s(request.kind) if request.walltime_s is None else request.walltime_s
 
-    def takes_s(self, request: Request, site: Site) -> float:
-        """How long a unit that has its inputs is expected to hold slots at a site: it runs, and its outputs leave."""
-        return self.runtimes.expected_s(request.kind) + self.outputs.cost_s(request, site)
-
     def until(self, request: Request, now: float) -> float | None:
         """When a unit that begins now will have ended; None: not known."""
         lasts_s = self.lasts_s(request)

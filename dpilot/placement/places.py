@@ -102,9 +102,12 @@ class Pilot:
             and need.gpus <= self.gpus * need.slots
         )
 
-    def lasts(self, until: float | None) -> bool:
-        """Whether it is still there then, if what a unit reads is brought first; None: nobody knows when that is."""
-        return self.ends_at is None or until is None or until + self.slots.bring_s <= self.ends_at
+    def lasts(self, until: float | None, output_s: float = 0.0) -> bool:
+        """Whether it is still there then, if what a unit reads is brought first; None: nobody knows when that is.
+
+        What the unit writes has to leave after that, which takes `output_s`.
+        """
+        return self.ends_at is None or until is None or until + self.slots.bring_s + output_s <= self.ends_at
 
     def fits(self, need: Need, expected_s: float) -> bool:
         """Whether it would take a unit with such a need now."""

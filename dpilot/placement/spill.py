@@ -135,11 +135,12 @@ class Spill:
 
     def _may_take(self, pilot: Pilot, head: Waiting, now: float) -> bool:
         matcher, request = self._matcher, head.line.request
+        output_s = matcher.outputs.cost_s(request, pilot.site)
         return (
             pilot.reserved is None
             and pilot.name in head.line.pool.root.pilots
-            and pilot.lasts(matcher.until(request, now))
-            and pilot.fits(head.line.need, matcher.takes_s(request, pilot.site))
+            and pilot.lasts(matcher.until(request, now), output_s)
+            and pilot.fits(head.line.need, matcher.runtimes.expected_s(request.kind) + output_s)
         )
 
     # -- the longest queues

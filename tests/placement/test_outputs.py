@@ -120,6 +120,17 @@ def test_a_unit_holds_its_slot_until_its_outputs_are_home():
     assert m.held("a").expected_s == pytest.approx(2.041)
 
 
+def test_none_is_bound_to_a_pilot_that_ends_before_its_outputs_are_home():
+    m = matcher(us=US)
+    m.outputs.observe("", 100 * MB)
+    m.observe("", 10.0)
+    m.set_end("us", 20.0)
+    submit(m, "a", "b", outputs=HOME)
+    assert bound(m, 8.5) == {}  # 10 s, and 2 on the way home
+    m.set_end("us", 30.0)
+    assert len(bound(m, 9.0)) == 2
+
+
 def test_a_decision_tells_what_the_way_home_costs():
     m = matcher(eu=EU, us=US)
     m.outputs.observe("", 100 * MB)
