@@ -28,6 +28,8 @@ __all__ = ["Ahead", "Copying"]
 
 #: How many of the longest queues, and how many lines of each, are looked at.
 _MOST_QUEUES, _MOST_MOVABLE = 4, 4
+#: A link is tried for what is hoped to take at least so long: to wait for less costs little.
+_WORTH_A_TRIAL_S = 1.0
 #: Lines that would be sent if there was a way: where to, and how many seconds of work for each slot there.
 _Claims = dict[Line, tuple[Place, float]]
 
@@ -131,7 +133,21 @@ class Ahead(Wanted):
             else:
                 claims[line] = option.place, line.length * run_s / option.place.slots
             return has_way
-        return False
+        spare_s = tail_s - 1.5 * run_s
+        return not is_wanted and True in nearest and self._try(line, nearest[True][1], spare_s, copies, now)
+
+    def _try(self, line: Line, option: Option, spare_s: float, copies: list[Copying], now: float) -> bool:
+        """Bring what would be worth its way if its link is no slower than others, while the line goes on at home.
+
+        So a link of which nothing is known is tried where much may be gained, and nothing waits for that but bytes.
+        """
+        place, links = option.place, self._matcher.policy.links
+        hoped_s = sum(view.stage_s(place.site, links) for view in option.missing) + self._site_s(line, place)
+        begins_s = hoped_s if option.score == option.stage_s else option.score
+        is_worth = _WORTH_A_TRIAL_S < hoped_s < option.stage_s and begins_s < spare_s and place.has_room()
+        if is_worth:
+            self._bring(line, option, copies, now, goes=False)
+        return is_worth
 
     def _home_tail_s(self, line: Line, homes: Sequence[Place], run_s: float, now: float) -> float:
         """When all that waits at a line's homes would be done: they have its own work together, who is free first most.

@@ -344,3 +344,26 @@ def test_nobody_waits_for_ever_for_a_copy_of_which_nothing_is_heard_any_more():
         ran = {binding.unit: binding.pilot for binding in matching.bindings}
         now += max(0.01, matching.recheck_s or 1.0)
     assert set(ran) == {"cu"}
+
+
+def test_a_link_that_is_not_known_is_tried_where_much_may_be_gained_while_work_goes_on_at_home():
+    """500 MB take 10 s, if it is no slower than others: 30 s is what may well be. The queue at home lasts 20 s."""
+    m = brings_ahead(eu=EU, us=US)
+    m.runtimes.observe("", 1.0)
+    submit(m, *(f"u{number}" for number in range(20)), **reads(m, "du", EU, nbytes=500 * MB))
+    matching = m.match(0.0)
+    assert [(copy.du, copy.site) for copy in matching.copies] == [("du", US)]
+    assert [binding.pilot for binding in matching.bindings] == ["eu"]
+    m.release("u0")
+    assert bound(m, 1.0) == {"u1": "eu"}  # they do not wait for it
+    reads(m, "du", EU, US, nbytes=500 * MB)
+    m.copied("du", US)
+    m.data_changed("du")
+    assert bound(m, 1.5) == {"u2": "us"}
+
+
+def test_what_is_small_is_not_brought_on_trial():
+    m = brings_ahead(eu=EU, us=US)
+    m.runtimes.observe("", 0.1)
+    submit(m, *(f"u{number}" for number in range(8)), **reads(m, "du", EU, nbytes=20 * MB))  # 0.4 s, or 1.2
+    assert m.match(0.0).copies == []
