@@ -28,6 +28,8 @@ __all__ = ["Ahead", "Copying"]
 
 #: How many of the longest queues, and how many lines of each, are looked at.
 _MOST_QUEUES, _MOST_MOVABLE = 4, 4
+#: What part of a run is little to wait for, and what part of one is worth a way that takes so little.
+_LITTLE, _NOTABLE = 0.1, 0.25
 #: A link is tried for what is hoped to take at least so long: to wait for less costs little.
 _WORTH_A_TRIAL_S = 1.0
 #: Lines that would be sent if there was a way: where to, and how many seconds of work for each slot there.
@@ -126,7 +128,11 @@ class Ahead(Wanted):
             # What it has to bring, for it is a guess; and where others lack data, the ways are theirs.
             spare_s = tail_s - (max(run_s, option.stage_s) if is_wanted else run_s) / 2 - option.score
             if run_s >= spare_s:
-                continue
+                # Units that run for long beside what their way takes are counted in whole rounds: of a few that wait
+                # for more slots, the last one ends when what runs has ended and it has run itself.
+                spare_s = run_s / 2 + ceil(tail_s / run_s - 0.5) * run_s - option.score if run_s else 0.0
+                if is_wanted or option.stage_s > _LITTLE * run_s or spare_s < (1 + _NOTABLE) * run_s:
+                    continue
             all_s = ceil(line.length / option.place.slots) * run_s
             if has_way:
                 self._bring(line, option, copies, now, goes=all_s < spare_s)

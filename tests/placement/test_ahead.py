@@ -367,3 +367,20 @@ def test_what_is_small_is_not_brought_on_trial():
     m.runtimes.observe("", 0.1)
     submit(m, *(f"u{number}" for number in range(8)), **reads(m, "du", EU, nbytes=20 * MB))  # 0.4 s, or 1.2
     assert m.match(0.0).copies == []
+
+
+@pytest.mark.parametrize(("nbytes", "copies"), [(1 * MB, 1), (400 * MB, 0)])
+def test_the_last_few_do_not_wait_for_a_whole_round_if_their_way_takes_little_of_it(nbytes, copies):
+    """Four run at home for an hour, or some of it yet, and three wait: elsewhere slots are free."""
+    m = Matcher(Policy(Links()), ahead=True)
+    for name, site in (("eu", EU), ("us", US)):
+        m.add_pilot(name, site, 4)
+        for number in range(4):
+            m.add_worker(name, f"{name}-{number}", 1)
+    m.policy.links.observe(EU, US, 100 * MB, 2.0)
+    m.runtimes.observe("", 10.0)
+    for number in range(7):
+        submit(m, f"u{number}", **reads(m, f"du-{number}", EU, nbytes=nbytes))
+    matching = m.match(0.0)
+    assert len(matching.bindings) == 4
+    assert len(matching.copies) == copies
