@@ -13,8 +13,8 @@ on. Inside of a datacenter, which is taken to be wide, a transfer beside n other
 one gets alone and a share, one in n + 1, of what all get together.
 
 What is assumed of a link that nothing has been moved over is a guess: it is tried with one transfer
-(:meth:`Links.room_at`), and may be wrong by so much (:meth:`Links.doubt`). A transfer that takes long tells so before
-it has ended (:meth:`Links.overdue`).
+(:meth:`Links.room_at`), inside of a datacenter from a store that is no machine with a few, and may be wrong by so much
+(:meth:`Links.doubt`). A transfer that takes long tells so before it has ended (:meth:`Links.overdue`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from dpilot.placement.topology import LEAST_TELLING_NBYTES, Distance, Site
-from dpilot.placement.ways import NOTABLE, WEIGHT, Way
+from dpilot.placement.ways import NOTABLE, WEIGHT, Traffic, Way
 
 __all__ = ["LinkRow", "Links", "StatedLink"]
 
@@ -40,6 +40,8 @@ _LATENCY_S = {
 }
 #: How many times longer a transfer may well take over a link of which nothing is known, and if others as long are.
 _DOUBT, _DOUBT_OF_ALIKE = 3.0, 1.5
+#: So many transfers at a time try the inside of a datacenter, which is taken to be wide, from a store.
+_FEW_INSIDE = 8
 #: So many round trips it takes until connections have found out what their way carries, but no more than this part of
 #: what the transfer takes.
 _COLD, _MOST_COLD = 8, 0.5
@@ -111,6 +113,7 @@ class _Link:
         "capacity",
         "distance",
         "expected",
+        "fastest",
         "is_bound",
         "last_told",
         "latency_s",
@@ -120,7 +123,7 @@ class _Link:
         "ratio",
         "reverse",
         "stalled",
-        "transfers",
+        "traffic",
         "ways",
     )
 
@@ -133,7 +136,8 @@ class _Link:
         self.is_bound = False  # whether that is no more than what it is less than
         self.capacity: float | None = None
         self.latency_s: float | None = None
-        self.transfers = 0
+        self.fastest = 0.0  # what one has had at most
+        self.traffic = Traffic()
         self.stalled = 0  # transfers beside these that all but stand
         self.as_of = -1
         self.expected = 0.0, 0.0  # seconds of a file and of a byte with nothing else on the link, as of that many news
@@ -150,7 +154,7 @@ class _Link:
     @property
     def busiest(self) -> int:
         """How many transfers are on it, or on what it shares with others."""
-        n = self.transfers
+        n = self.traffic.transfers
         for way in self.ways:
             n = max(n, way.transfers)
         return n
@@ -233,8 +237,8 @@ class Links:
     def begin(self, source: Site, target: Site, nbytes: int, n_files: int) -> None:
         """A transfer of `nbytes` in `n_files` files from one site to another is about to begin."""
         link = self._link(source, target)
-        link.transfers += 1
         latency_s, alone = self._latency(link, n_files), self._alone(link)
+        link.traffic.enter(self.now + latency_s)
         for way in link.ways:
             way.begin(self.now, latency_s, nbytes / way.rate(alone), link)
 
@@ -243,8 +247,8 @@ class Links:
         link = self._link(source, target)
         if was_stalled:
             link.stalled -= 1
-        elif link.transfers:
-            link.transfers -= 1
+        elif link.traffic.transfers:
+            link.traffic.leave(self.now)
             for way in link.ways:
                 way.end(self.now)
 
@@ -261,16 +265,17 @@ class Links:
         """From when on one more transfer would make use of what those under way leave; None: when one has ended.
 
         One at a time, over a link of which nothing is known, if that tells. Inside of a datacenter there is room, once
-        that was tried.
+        that was tried: with a few from a store.
         """
         link = self._link(source, target)
         if link.distance is Distance.SAME_MACHINE:
             return 0.0
         if not link.ways:
-            return 0.0 if link.alone is not None or not link.transfers else None
+            few = _FEW_INSIDE if source.machine is None else 1
+            return 0.0 if link.alone is not None or link.traffic.transfers < few else None
         is_small = nbytes < LEAST_TELLING_NBYTES  # nothing would be learned by waiting for it
         is_known = is_small or link.is_known or (link.reverse is not None and link.reverse.is_known)
-        if link.transfers and not is_known:
+        if link.traffic.transfers and not is_known:
             return None
         latency_s, alone, at = self._latency(link, n_files), self._alone(link), 0.0
         begins_s = self._begins_s(link, nbytes)
@@ -280,6 +285,11 @@ class Links:
                 return None
             at = max(at, way_at)
         return at
+
+    def served(self, source: Site, target: Site) -> float:
+        """How many transfers at a time the inside of a datacenter was seen to carry, each as fast as any was."""
+        link = self._link(source, target)
+        return 1.0 if link.capacity is None or not link.fastest else link.capacity / link.fastest
 
     def ways(self, source: Site, target: Site, nbytes: int) -> list[tuple[Way, float]]:
         """What a transfer shares with others, and for how many seconds it takes each."""
@@ -331,12 +341,13 @@ class Links:
         else:
             flowed_s = max(seconds - self._latency(link, n_files), seconds / 2)
             seen = nbytes / flowed_s
-            besides = [way.beside(self.now, flowed_s) for way in link.ways] or [float(max(1, link.transfers))]
+            besides = [way.beside(self.now, flowed_s) for way in link.ways] or [link.traffic.beside(self.now, flowed_s)]
             for way, beside in zip(link.ways, besides, strict=False):
                 # Of one that was as slow as its link is, it was the link.
                 tells = way is link.ways[0] or seen >= way.alone or seen < _USUAL * (link.alone or 0.0)
                 way.learn(self.now, nbytes, seen, beside, tells)
             busiest = max(besides)
+            link.fastest = max(link.fastest, seen)
             if link.alone is None or link.is_bound:
                 # What others on its way have left of it is no more than what one gets alone.
                 link.alone, link.is_bound = max(seen, min(self._alone(link), seen * busiest)), False
@@ -370,7 +381,7 @@ class Links:
         if nbytes < LEAST_TELLING_NBYTES or most >= self._rate(link):
             return
         if link.capacity is not None:
-            link.capacity = min(link.capacity, most * max(1, link.transfers))
+            link.capacity = min(link.capacity, most * max(1, link.traffic.transfers))
         link.is_bound = not link.is_known
         link.alone = min(self._alone(link), most * max(1, link.busiest))
         if link.ways:
@@ -411,7 +422,7 @@ class Links:
         alone = self._alone(link)
         if link.capacity is None:
             return alone
-        return min(alone, link.capacity / max(1, link.transfers + more))
+        return min(alone, link.capacity / max(1, link.traffic.transfers + more))
 
     def _seconds(self, link: _Link, nbytes: int, n_files: int) -> float:
         return self._latency(link, n_files) + nbytes / self._rate(link)
@@ -457,7 +468,7 @@ class Links:
                 self._alone(link) if link.capacity is None else min(self._alone(link), link.capacity),
                 link.capacity,
                 self._latency(link),
-                link.transfers,
+                link.traffic.transfers,
                 link.n,
                 link.ratio,
                 link.predicted_s,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from math import ceil
 
-__all__ = ["EARLY_S", "NOTABLE", "WEIGHT", "Way"]
+__all__ = ["EARLY_S", "NOTABLE", "WEIGHT", "Traffic", "Way"]
 
 #: How many transfers at a time may be on a way at the least, of which something is known: one, and the next.
 _FEW = 2
@@ -32,7 +32,46 @@ _FEW_ENDED = 4
 _MOST_CHANGES = 32
 
 
-class Way:
+class Traffic:
+    """The transfers that are under way, and how many were of late.
+
+    Attributes
+    ----------
+    transfers : int
+        That are under way now.
+    """
+
+    __slots__ = ("_changes", "transfers")
+
+    def __init__(self) -> None:
+        self.transfers = 0
+        self._changes: deque[tuple[float, int]] = deque(maxlen=_MOST_CHANGES)  # when bytes began to flow, or ended
+
+    def enter(self, at: float) -> None:
+        """The bytes of one more begin to flow then."""
+        self.transfers += 1
+        self._changes.append((at, 1))
+
+    def leave(self, now: float) -> None:
+        """One has ended."""
+        self.transfers -= 1
+        self._changes.append((now, -1))
+
+    def beside(self, now: float, seconds: float) -> float:
+        """How many transfers there were on average in the last `seconds`, one at the least."""
+        n, area, until, since = self.transfers, 0.0, now, now - seconds
+        for at, change in reversed(self._changes):
+            if at < since:
+                break
+            if at < until:
+                area += n * (until - at)
+                until = at
+            n -= change
+        area += n * (until - since)
+        return max(1.0, area / seconds)
+
+
+class Way(Traffic):
     """Something that transfers share. Each begins when the one before has been sent, as far as is known.
 
     Transfers that share a way at the same time have the sum of it no sooner, and the first of them has its data later.
@@ -40,8 +79,6 @@ class Way:
 
     Attributes
     ----------
-    transfers : int
-        That are on it now.
     free_at : float
         When what is on it will have been sent, as far as is known.
     last : object
@@ -49,7 +86,6 @@ class Way:
     """
 
     __slots__ = (
-        "_changes",
         "_ended",
         "_nbytes",
         "_pace",
@@ -62,18 +98,16 @@ class Way:
         "capacity",
         "free_at",
         "last",
-        "transfers",
     )
 
     def __init__(self) -> None:
+        super().__init__()
         self.alone = 0.0  # what one transfer gets alone, in bytes per second; 0: not known
         self.capacity: float | None = None  # of all transfers at a time, where there were several
-        self.transfers = 0
         self.free_at = 0.0
         self._pace = 1.0  # of transfers that follow each other: below 1, if they are no slower for it
         self._take_s: deque[float] = deque()  # of it, what is on it, in turn
         self.last: object = None
-        self._changes: deque[tuple[float, int]] = deque(maxlen=_MOST_CHANGES)  # when bytes began to flow, or ended
         self._since_try = 0
         self._try_after = _TRY_AFTER
         # From when on it is counted what has been sent, in how many transfers, and whether some were beside others.
@@ -92,19 +126,17 @@ class Way:
             self._count_from(now + latency_s)
         elif self.free_at > now and self._since_try >= self._try_after:
             self._since_try, self._try_after = 0, 2 * self._try_after
-        self.transfers += 1
         self._since_try += 1
         self.free_at = max(now, self.free_at) + seconds * self._pace
         self._take_s.append(seconds * self._pace)
         self.last = link
-        self._changes.append((now + latency_s, 1))
+        self.enter(now + latency_s)
 
     def end(self, now: float) -> None:
         """One has ended: the first, most likely, and those behind it take no longer than was thought."""
-        self.transfers -= 1
         self._take_s.popleft()
         self.free_at = min(self.free_at, now + sum(self._take_s))
-        self._changes.append((now, -1))
+        self.leave(now)
 
     def wait_s(self, now: float) -> float:
         """How long it takes what is on it to have been sent."""
@@ -147,19 +179,6 @@ class Way:
     def _most_early_s(self) -> float:
         """By how many seconds the next one may be early at the most: not before the last one begins to be sent."""
         return min(self._take_s[-1], EARLY_S)
-
-    def beside(self, now: float, seconds: float) -> float:
-        """How many transfers there were on average in the last `seconds`, one at the least."""
-        n, area, until, since = self.transfers, 0.0, now, now - seconds
-        for at, change in reversed(self._changes):
-            if at < since:
-                break
-            if at < until:
-                area += n * (until - at)
-                until = at
-            n -= change
-        area += n * (until - since)
-        return max(1.0, area / seconds)
 
     def lower(self, most: float) -> None:
         """It carries no more than so many bytes per second now."""

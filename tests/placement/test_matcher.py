@@ -274,15 +274,38 @@ def test_what_many_machines_read_goes_to_few_of_them_at_a_time():
 
 
 def test_who_waits_for_a_link_to_be_tried_goes_on_when_it_was():
-    """Over an unknown link, one data unit is brought first; then others are, though no unit has ended."""
-    m = matcher(eu=EU)
-    for unit, du in (("a", "x"), ("b", "y")):
-        submit(m, unit, **reads(m, du, Site("eu"), nbytes=MB))
-    assert bound(m) == {"a": "eu"}
+    """Over an unknown link a few data units are brought first; then others are, though no unit has ended."""
+    m = Matcher(Policy(Links()))
+    m.add_pilot("eu", EU, 10)
+    m.add_worker("eu", "eu-0", 10)
+    for number in range(9):
+        submit(m, f"u{number}", **reads(m, f"du-{number}", Site("eu"), nbytes=MB))
+    assert set(bound(m)) == {f"u{number}" for number in range(8)}
     assert bound(m, 0.001) == {}
+    m.policy.links.now = 0.002
     m.policy.links.observe(Site("eu"), EU, MB, 0.002)
-    m.staged("a", 0.002)
-    assert bound(m, 0.002) == {"b": "eu"}
+    m.staged("u0", 0.002)
+    assert bound(m, 0.002) == {"u8": "eu"}
+
+
+@pytest.mark.parametrize(("alone_s", "then"), [(8.0, 16), (1.0, 8)])
+def test_a_store_that_serves_several_as_fast_as_one_serves_more_at_a_time(alone_s, then):
+    """8 machines bring 1 GB in 8 s. If one alone takes as long, then 16 do next; not if it takes a part of that."""
+    m = Matcher(Policy(Links()), ahead=True)
+    m.runtimes.observe("", 60.0)
+    for number in range(100):
+        m.add_pilot(f"p{number}", Site("eu", f"m{number}"), 1)
+        m.add_worker(f"p{number}", f"w{number}", 1)
+    links, store = m.policy.links, Site("eu")
+    links.observe(store, Site("eu", "m0"), 1000 * MB, alone_s)
+    submit(m, *(f"u{number}" for number in range(100)), **reads(m, "du", store, nbytes=1000 * MB))
+    first = bound(m)
+    assert len(first) == 8
+    links.now = 8.0
+    for unit, pilot in first.items():
+        links.observe(store, Site("eu", pilot.replace("p", "m")), 1000 * MB, 8.0)
+        m.staged(unit, 8.0)
+    assert len(bound(m, 8.0)) == then
 
 
 def test_a_unit_whose_data_all_but_stops_is_taken_back_and_goes_elsewhere():

@@ -94,6 +94,7 @@ def test_inside_of_a_datacenter_there_is_room_until_shown_otherwise():
     for _ in range(4):
         links.begin(EU1, EU2, GB, 0)
     assert links.transfer_s(EU1, EU2, GB, 0) == alone
+    links.now = 4 * alone
     for _ in range(30):
         links.observe(EU1, EU2, GB, 4 * alone)
     assert links.transfer_s(EU1, EU2, GB, 0) == pytest.approx(5 * alone, rel=0.1)
