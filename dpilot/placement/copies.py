@@ -107,7 +107,7 @@ class Copies:
         """How long it may take to bring some data units to a site."""
         links, seconds = self._matcher.policy.links, 0.0
         for view, source in self._sources(views, site):
-            seconds += view.stage_s(site, links) * links.doubt(source, site)
+            seconds += view.stage_s(site, links) * links.doubt(source, site, view.nbytes)
         return seconds
 
     def _site_s(self, line: Line, place: Place) -> float:

@@ -316,10 +316,13 @@ class Links:
         way = self._ways.get(("to", site.datacenter or ""))
         return 0.0 if way is None else way.soonest_at()
 
-    def doubt(self, source: Site, target: Site) -> float:
-        """How many times longer than expected a transfer may well take: 1 where some were seen, or it is stated."""
+    def doubt(self, source: Site, target: Site, nbytes: int) -> float:
+        """How many times longer than expected a transfer may well take: 1 where some were seen, or it is stated.
+
+        Of small ones it is the latency that has to be known.
+        """
         link = self._link(source, target)
-        if link.is_known or not link.ways:
+        if link.is_known or not link.ways or (nbytes < LEAST_TELLING_NBYTES and link.latency_s is not None):
             return 1.0
         return _DOUBT_OF_ALIKE if link.distance in self._seen else _DOUBT
 

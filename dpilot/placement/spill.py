@@ -233,7 +233,7 @@ class Spill:
         for view in views:
             links = matcher.policy.links
             source = view.source(site, links)
-            stage_s = view.stage_s(site, links) * (1.0 if source is None else links.doubt(source, site))
+            stage_s = view.stage_s(site, links) * (1.0 if source is None else links.doubt(source, site, view.nbytes))
             left_s = matcher.transit.left_s(view.id, site, now)
             seconds += stage_s if left_s is None else min(left_s, stage_s)
         return seconds

@@ -75,7 +75,7 @@ class Transit:
                 if source is None or source.distance(site) is Distance.SAME_MACHINE:
                     continue
                 seconds = self._links.transfer_s(source, site, view.nbytes, view.n_files)
-                overdue_s = _LATE * seconds * self._links.doubt(source, site)
+                overdue_s = _LATE * seconds * self._links.doubt(source, site, view.nbytes)
                 way = self._ways[key] = _Way(view, source, now, seconds, overdue_s)
                 self._links.begin(source, site, view.nbytes, view.n_files)
                 self._served[view.id, source] = self._served.get((view.id, source), 0) + 1

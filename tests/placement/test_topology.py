@@ -193,15 +193,15 @@ def test_the_nearest_store_with_room():
 def test_that_an_unknown_link_does_not_give_more_is_not_to_know_what_it_gives():
     links = Links()
     links.begin(EU1, US1, GB, 1)
-    doubt = links.doubt(EU1, US1)
+    doubt = links.doubt(EU1, US1, MB)
     links.overdue(EU1, US1, GB, 40.0)
     assert links.transfer_s(EU1, US1, GB, 1, alone=True) == pytest.approx(40.0, rel=0.01)
-    assert links.doubt(EU1, US1) == doubt > 1
+    assert links.doubt(EU1, US1, MB) == doubt > 1
     assert links.room_at(EU1, US1, GB, 1) is None
     links.now = 100.0
     links.observe(EU1, US1, GB, 100.0)
     assert links.transfer_s(EU1, US1, GB, 1, alone=True) == pytest.approx(100.0, rel=0.01)
-    assert links.doubt(EU1, US1) == 1.0
+    assert links.doubt(EU1, US1, MB) == 1.0
     assert links.room_at(EU1, US1, GB, 1) is not None
 
 
