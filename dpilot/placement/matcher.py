@@ -47,6 +47,8 @@ _MOST_TOLD = 64
 _LEAST_LOOK_S = 0.02
 #: How long more is waited at the least for what is on its way, before it is seen whether it still is.
 _PATIENCE_S = 1.0
+#: How many times as long as usual a line waits for its turn while what is brought for others comes.
+_MOST_PATIENCE = 10
 #: How many times sooner a unit has to begin elsewhere to be taken back.
 _CLEARLY = 2.0
 #: How many datacenters are looked at for a unit that may be taken back.
@@ -200,7 +202,11 @@ class Matcher(Bindings):
         reached = (site for site in sites if not self._ahead.is_stalled(views, site))
         cost_s = min((self.policy.fit_s(request, site, views, alone=True) for site in reached), default=0.0)
         assert head is not None, "a line without units was kept"
-        return head.since + 2 * (cost_s + self.policy.prefer_wait_s)
+        patience_s = 2 * (cost_s + self.policy.prefer_wait_s)
+        coming_s = transit.next_copy_s(now)
+        if coming_s is not None and now < head.since + _MOST_PATIENCE * patience_s:  # its turn is yet to come
+            return max(head.since + patience_s, now + max(_PATIENCE_S, coming_s))
+        return head.since + patience_s
 
     def _is_better_off(self, bound: Waiting, site: Site, left_s: float, now: float) -> bool:
         """Whether a unit that waits at a site for data would clearly begin sooner elsewhere.

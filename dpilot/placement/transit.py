@@ -50,6 +50,7 @@ class Transit:
         self._ways: dict[tuple[str, Site], _Way] = {}
         self._of: dict[str, list[tuple[str, Site]]] = {}
         self._looks: list[tuple[float, int, tuple[str, Site], _Way]] = []  # a heap: when to see how one gets on
+        self._copies: dict[tuple[str, Site], _Way] = {}  # of these, what is brought ahead of all units
         self._served: dict[tuple[str, Site], int] = {}  # by data unit and source: how many machines it is brought to
         self._count = 0
 
@@ -159,10 +160,13 @@ class Transit:
     def begin_copy(self, view: InputView, site: Site, now: float) -> None:
         """A data unit is brought to a machine ahead of all units."""
         self.begin(_copy(view.id, site), (view,), site, now)
+        if (way := self._ways.get((view.id, site))) is not None:
+            self._copies[view.id, site] = way
 
     def end_copy(self, du: str, site: Site) -> bool:
         """It is there, or will not come. Returns whether it was on its way."""
         was_coming = _copy(du, site) in self._of
+        self._copies.pop((du, site), None)
         self.end(_copy(du, site))
         return was_coming
 
@@ -170,6 +174,10 @@ class Transit:
         """Seconds until a data unit will have come to a machine; None if it is not on its way there."""
         way = self._ways.get((du, site)) if site.machine is not None else None
         return None if way is None else max(0.0, way.due - now)
+
+    def next_copy_s(self, now: float) -> float | None:
+        """Seconds until the next of what is brought ahead of units comes; None: nothing is, or all of it is overdue."""
+        return min((max(0.0, way.due - now) for way in self._copies.values() if not way.is_overdue), default=None)
 
     def is_overdue(self, du: str, site: Site) -> bool:
         """Whether a data unit has been on its way to a machine for much longer than expected."""

@@ -193,16 +193,24 @@ def test_the_nearest_store_with_room():
 def test_that_an_unknown_link_does_not_give_more_is_not_to_know_what_it_gives():
     links = Links()
     links.begin(EU1, US1, GB, 1)
-    doubt = links.doubt(EU1, US1, MB)
+    doubt = links.doubt(EU1, US1, GB)
     links.overdue(EU1, US1, GB, 40.0)
     assert links.transfer_s(EU1, US1, GB, 1, alone=True) == pytest.approx(40.0, rel=0.01)
-    assert links.doubt(EU1, US1, MB) == doubt > 1
+    assert links.doubt(EU1, US1, GB) == doubt > 1
     assert links.room_at(EU1, US1, GB, 1) is None
     links.now = 100.0
     links.observe(EU1, US1, GB, 100.0)
     assert links.transfer_s(EU1, US1, GB, 1, alone=True) == pytest.approx(100.0, rel=0.01)
-    assert links.doubt(EU1, US1, MB) == 1.0
+    assert links.doubt(EU1, US1, GB) == 1.0
     assert links.room_at(EU1, US1, GB, 1) is not None
+
+
+def test_of_small_transfers_it_is_the_latency_that_has_to_be_known():
+    links = Links()
+    assert links.doubt(EU1, US1, 1000) > 1
+    links.observe(EU1, US1, 1000, 0.1)
+    assert links.doubt(EU1, US1, 1000) == 1.0
+    assert links.doubt(EU1, US1, GB) > 1
 
 
 def test_it_is_known_over_which_link_the_last_transfer_came():

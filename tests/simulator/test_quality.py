@@ -96,6 +96,24 @@ def test_what_spreads_takes_longer_as_the_logarithm_of_the_machines():
     assert many < 4 * few
 
 
+def test_what_all_read_besides_data_of_their_own_is_brought_to_one_site_after_the_other():
+    """250 MB at eu, which take 20 s to us and then to ap: nobody loses patience, and brings 50 MB of his own meanwhile."""
+    sites = ("eu", "us", "ap")
+    scenario = Scenario(
+        tuple(Pilot(site, 4, site, f"{site}-1") for site in sites),
+        tuple(Unit(f"cu-{n}", 0.2, ("all", f"du-{n}")) for n in range(48)),
+        tuple(Store(f"at-{site}", site, f"{site}-1") for site in sites),
+        (
+            Data("all", 250 * 10**6, replicas=("at-eu",)),
+            *(Data(f"du-{n}", 50 * 10**6, replicas=(f"at-{sites[n % 3]}",)) for n in range(48)),
+        ),
+        uplinks=tuple(Uplink(site, 1.25e7, 1.25e7) for site in sites),
+    )
+    result = simulate(scenario, "dpilot")
+    assert result.far_nbytes == 2 * 250 * 10**6
+    assert result.makespan_s < 1.1 * 41
+
+
 def test_units_that_wait_for_a_link_that_all_but_stops_are_taken_back():
     base = pairs()
     dead = far_away(base.replace(links=(*base.links, Link(1e5, 0.08, ("eu", "us"), from_s=1.0))))
