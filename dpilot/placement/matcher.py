@@ -203,9 +203,9 @@ class Matcher(Bindings):
         cost_s = min((self.policy.fit_s(request, site, views, alone=True) for site in reached), default=0.0)
         assert head is not None, "a line without units was kept"
         patience_s = 2 * (cost_s + self.policy.prefer_wait_s)
-        coming_s = transit.next_copy_s(now)
-        if coming_s is not None and now < head.since + _MOST_PATIENCE * patience_s:  # its turn is yet to come
-            return max(head.since + patience_s, now + max(_PATIENCE_S, coming_s))
+        next_s = transit.next_copy_s(now)
+        if next_s is not None and now < head.since + _MOST_PATIENCE * patience_s:  # its turn is yet to come
+            return max(head.since + patience_s, now + max(_PATIENCE_S, next_s))
         return head.since + patience_s
 
     def _is_better_off(self, bound: Waiting, site: Site, left_s: float, now: float) -> bool:

@@ -97,7 +97,7 @@ def test_what_spreads_takes_longer_as_the_logarithm_of_the_machines():
 
 
 def test_what_all_read_besides_data_of_their_own_is_brought_to_one_site_after_the_other():
-    """250 MB at eu, which take 20 s to us and then to ap: nobody loses patience, and brings 50 MB of his own meanwhile."""
+    """250 MB take 20 s to one site and then to the other: nobody brings 50 MB of his own meanwhile."""
     sites = ("eu", "us", "ap")
     scenario = Scenario(
         tuple(Pilot(site, 4, site, f"{site}-1") for site in sites),
