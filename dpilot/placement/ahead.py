@@ -130,7 +130,8 @@ class Ahead(Wanted):
             if run_s >= spare_s:
                 # Units that run for long beside what their way takes are counted in whole rounds: of a few that wait
                 # for more slots, the last one ends when what runs has ended and it has run itself.
-                spare_s = run_s / 2 + ceil(tail_s / run_s - 0.5) * run_s - option.score if run_s else 0.0
+                begins_s = option.stage_s if option.place.has_idle() else option.score
+                spare_s = run_s / 2 + ceil(tail_s / run_s - 0.5) * run_s - begins_s if run_s else 0.0
                 if is_wanted or option.stage_s > _LITTLE * run_s or spare_s < (1 + _NOTABLE) * run_s:
                     continue
             all_s = ceil(line.length / option.place.slots) * run_s

@@ -267,6 +267,10 @@ class Place:
         """Whether what is brought to its machines stays there, as far as its first pilot tells."""
         return any(pilot.site.machine is not None for pilot in islice(self.pilots.values(), 1))
 
+    def has_idle(self) -> bool:
+        """Whether a slot is idle that none of those that wait for the place will take."""
+        return sum(self.below.values()) < sum(pilot.slots.idle for pilot in self.pilots.values())
+
     def first(self) -> Pilot | None:
         """The least loaded pilot that has any room."""
         return self._room[0][4] if self.has_room() else None
