@@ -388,12 +388,12 @@ def test_the_last_few_do_not_wait_for_a_whole_round_if_their_way_takes_little_of
 
 def test_the_last_one_goes_to_an_idle_slot_though_others_run_beside_it():
     m = Matcher(Policy(Links()), ahead=True)
-    for name, site in (("eu", EU), ("us", US)):
-        m.add_pilot(name, site, 4)
-        m.add_worker(name, f"{name}-0", 4)
+    for name, site, slots in (("eu", EU, 4), ("us", US, 8)):
+        m.add_pilot(name, site, slots)
+        m.add_worker(name, f"{name}-0", slots)
     m.policy.links.observe(EU, US, 100 * MB, 2.0)
     m.runtimes.observe("", 10.0)
-    for number in range(3):
+    for number in range(7):
         submit(m, f"v{number}", **reads(m, f"there-{number}", US, nbytes=MB))
     assert set(bound(m).values()) == {"us"}
     for number in range(5):
