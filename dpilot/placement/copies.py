@@ -74,11 +74,11 @@ class Copies:
         return min(machines, key=lambda machine: machine.tail_s(runtimes), default=None)
 
     def _missing(self, views: Sequence[InputView], site: Site) -> list[InputView] | None:
-        """Inputs that are not near a site, nor on their way there; None if one has been for too long."""
-        transit, missing = self._matcher.transit, []
+        """Inputs that are not near a site, nor on their way there; None if one is for too long, or cannot be."""
+        transit, now, missing = self._matcher.transit, self._matcher.policy.links.now, list[InputView]()
         for view in views:
             if is_far((view,), site):
-                if transit.is_overdue(view.id, site):
+                if transit.is_overdue(view.id, site) or transit.has_failed(view.id, site, now):
                     return None
                 if transit.left_s(view.id, site, 0.0) is None:
                     missing.append(view)

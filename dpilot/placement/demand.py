@@ -158,6 +158,7 @@ class Demand(Fleet):
     def copied(self, du: str, site: Site, is_there: bool = True) -> None:
         """A data unit was brought ahead of units, or could not be: then units that want it bring it themselves."""
         if self.transit.end_copy(du, site) and not is_there:
+            self.transit.fail_copy(du, site, self.policy.links.now)
             for line in list(self.readers(du)):
                 if line.is_coming:
                     line.is_late, line.target = True, None

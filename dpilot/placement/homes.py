@@ -81,12 +81,19 @@ def choose(
         Other places that have some of its inputs, and how many bytes would have to be brought there.
     """
     pool, need = line.pool, line.need
+
+    def could(place: Place) -> bool:
+        """Whether it could run it, and let its outputs leave, before its pilots end."""
+        if until is None:
+            return place.could(need)
+        return place.could_until(need, until + policy.outputs.cost_s(line.request, place.site))
+
     if pool.is_flat:
-        return ([pool.root] if pool.root.could_until(need, until) else []), []
+        return ([pool.root] if could(pool.root) else []), []
     if line.target is not None:
         if line.is_stuck and _has_come(views, named(line, views, policy), line.target):
             line.is_stuck = False
-        elif line.target.could_until(need, until):
+        elif could(line.target):
             places = named(line, views, policy)
             others = [place for place in places if place is not line.target and place.site.machine]
             return [line.target], [(_missing(views, place), place) for place in others]
@@ -95,19 +102,19 @@ def choose(
     if line.is_stuck and is_stuck_at is not None and len(pool.zones) <= _MOST_ZONES:
         places += [place for place in pool.zones.values() if place not in places]
         places = [place for place in places if not is_stuck_at(place.site)] or places
-    able = [place for place in places if place.could_until(need, until)]
+    able = [place for place in places if could(place)]
     is_simple = len(views) == 1 and line.request.site == ANYWHERE and not outputs
     if len(able) > 1 and is_simple and not line.is_stuck:
         return _nearest(views[0], able)
     if not able:
-        if not pool.root.could_until(need, until):
+        if not could(pool.root):
             return [], []
         if ahead and pool.root.keeps and any(view.sites for view in views):
             return [pool.away], []
         if not (outputs or any(view.sites for view in views)) or len(pool.zones) > _MOST_ZONES:
             return [pool.root], []
-        able = [place for place in pool.zones.values() if place.could_until(need, until)]
-    if len(able) == 1:
+        able = [place for place in pool.zones.values() if could(place)]
+    if len(able) <= 1:
         return able, []
     costs = [policy.fit_s(line.request, place.site, views, alone=True) for place in able]
     least = min(costs) + _EQUAL_S

@@ -19,6 +19,7 @@ What is assumed of a link that nothing has been moved over is a guess: it is tri
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from typing import NamedTuple
@@ -197,6 +198,7 @@ class Links:
         self._links: dict[tuple[str | None, str | None, bool], _Link] = {}
         self._between: dict[tuple[Site, Site], _Link] = {}
         self._ways: dict[tuple[str, str], Way] = {}
+        self._outputs: defaultdict[Way | _Link, Traffic] = defaultdict(Traffic)  # what units write
         self._seen: set[Distance] = set()  # of links on which transfers were seen
         self._assumed = self._assume()
         known = list(stated)
@@ -270,10 +272,10 @@ class Links:
         link = self._link(source, target)
         if link.distance is Distance.SAME_MACHINE:
             return 0.0
+        is_small = nbytes < LEAST_TELLING_NBYTES  # nothing would be learned by waiting for it
         if not link.ways:
             few = _FEW_INSIDE if source.machine is None else 1
-            return 0.0 if link.alone is not None or link.traffic.transfers < few else None
-        is_small = nbytes < LEAST_TELLING_NBYTES  # nothing would be learned by waiting for it
+            return 0.0 if link.alone is not None or is_small or link.traffic.transfers < few else None
         is_known = is_small or link.is_known or (link.reverse is not None and link.reverse.is_known)
         if link.traffic.transfers and not is_known:
             return None
@@ -360,7 +362,7 @@ class Links:
                 link.alone = _mean(link.alone, seen)
             if link.ways:
                 link.capacity = link.ways[0].capacity
-            elif busiest > 1:
+            elif busiest >= NOTABLE:
                 link.capacity = seen * busiest if link.capacity is None else _mean(link.capacity, seen * busiest)
             elif link.capacity is not None:
                 link.capacity = max(link.capacity, seen)
@@ -369,6 +371,38 @@ class Links:
             self._seen.add(link.distance)
             self._assumed = self._assume()
         self._learned(link)
+
+    def begin_output(self, source: Site, target: Site) -> None:
+        """A unit begins to write to a store. That is on no way: who brings data does not wait for it."""
+        for traffic in self._outputs_on(self._link(source, target)):
+            traffic.enter(self.now)
+
+    def end_output(self, source: Site, target: Site) -> None:
+        """It writes no more."""
+        for traffic in self._outputs_on(self._link(source, target)):
+            traffic.leave(self.now)
+
+    def observe_output(self, source: Site, target: Site, nbytes: int, seconds: float) -> None:
+        """What a unit has written took `seconds` to a store, beside what others wrote.
+
+        It tells nothing of the latency: there is more to it than the way.
+        """
+        link = self._link(source, target)
+        if nbytes < LEAST_TELLING_NBYTES or seconds <= 0:
+            return
+        beside = max(traffic.beside(self.now, seconds) for traffic in self._outputs_on(link))
+        seen = nbytes / seconds
+        self._compare(link, self._latency(link) + nbytes * beside / self._alone(link), seconds)
+        if link.alone is None or link.is_bound:
+            link.alone, link.is_bound = max(seen, min(self._alone(link), seen * beside)), False
+        elif seen > link.alone:
+            link.alone = seen
+        elif beside < NOTABLE and link.busiest < 1:
+            link.alone = _mean(link.alone, seen)
+        self._learned(link)
+
+    def _outputs_on(self, link: _Link) -> list[Traffic]:
+        return [self._outputs[way] for way in link.ways or (link,)]
 
     def _learned(self, link: _Link) -> None:
         self._news += 1

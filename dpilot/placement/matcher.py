@@ -105,7 +105,7 @@ class Matcher(Bindings):
         self._ahead = Ahead(self)
         self._followers = Followers(self)
         self._awaiting: dict[Queue, None] = {}  # their first unit waits for the way of an input, or for a replica
-        self._freed = 0  # how often ways had got room when these were looked at last
+        self._freed = 0, 0  # how often ways had got room when these were looked at last
         self._made: list[Binding] = []  # and not told yet
         self._returned: list[str] = []  # likewise
 
@@ -136,8 +136,8 @@ class Matcher(Bindings):
             self._mark_all(pilot)
         self._fresh.update(self._changed)
         self._changed.clear()
-        if self._freed != self.transit.freed:
-            self._freed = self.transit.freed
+        if self._freed != (freed := (self.transit.freed, self.transit.stalled)):
+            self._freed = freed
             for queue in self._awaiting:
                 self.mark(queue)
             self._awaiting.clear()
@@ -295,9 +295,10 @@ class Matcher(Bindings):
     def _outlasts(self, queue: Queue, line: Line, now: float) -> bool:
         """Whether a line would outlast all pilots of its home by now, so that it needs another one."""
         until = self.until(line.request, now) if line.pool.ends else None
-        return (
-            until is not None and queue.place is not line.pool.nowhere and not queue.place.could_until(line.need, until)
-        )
+        if until is None or queue.place is line.pool.nowhere:
+            return False
+        output_s = self.outputs.cost_s(line.request, queue.place.site)
+        return not queue.place.could_until(line.need, until + output_s)
 
     def _wait(self, queue: Queue, waiting: Waiting, now: float) -> None:
         """The first of a queue has no slot at home: keep those for it that come free there, and let it be spilled.
@@ -314,7 +315,7 @@ class Matcher(Bindings):
                 for pilot in queue.place.open_pilots()
                 if pilot.reserved is None
                 and pilot.could(need)
-                and pilot.lasts(until)
+                and pilot.lasts(until, self.outputs.cost_s(waiting.line.request, pilot.site))
                 and pilot.slots.would_fit(*need[:3])
             ]
             if fitting:

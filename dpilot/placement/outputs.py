@@ -15,7 +15,7 @@ __all__ = ["Outputs"]
 #: Weight of the newest observation in the moving averages.
 _WEIGHT = 0.3
 #: By what part what units write must have changed before places are chosen anew for it.
-_NOTABLE = 1.25
+_NOTABLE = 2.0
 
 
 class Outputs:
@@ -47,7 +47,8 @@ class Outputs:
     def observe(self, kind: str, nbytes: int) -> None:
         """A unit of `kind` has written so many bytes."""
         before = self._mean.get(kind)
-        mean = self._mean[kind] = float(nbytes) if before is None else before + _WEIGHT * (nbytes - before)
+        mean = float(nbytes) if before is None else before + _WEIGHT * (nbytes - before)
+        mean = self._mean[kind] = mean if mean >= 1.0 else 0.0
         told = self._told.get(kind, 0.0)
         if not told / _NOTABLE <= mean <= told * _NOTABLE:
             self._told[kind] = mean
@@ -71,15 +72,13 @@ class Outputs:
         """
         if not request.outputs:
             return 0.0
-        seconds = 0.0
+        own_s = owed_s = 0.0
         for home, nbytes in self._deliveries(request, site):
-            own_s = self._links.transfer_s(site, home, nbytes, 1, alone=True)
-            owed_s = 0.0
+            own_s += self._links.transfer_s(site, home, nbytes, 1, alone=True)
             if run_s is not None:
-                ways = self._links.ways(site, home, nbytes)
-                owed_s = max((self._owed_s.get(way, 0.0) for way, _ in ways), default=0.0)
-            seconds += max(own_s, own_s + owed_s - (run_s or 0.0))
-        return seconds
+                for way, _ in self._links.ways(site, home, nbytes):
+                    owed_s = max(owed_s, self._owed_s.get(way, 0.0))
+        return own_s + max(0.0, owed_s - (run_s or 0.0))
 
     def begin(self, unit: str, request: Request, site: Site) -> float:
         """A unit is bound at a site. Returns how long what it writes takes from there."""
@@ -108,11 +107,8 @@ class Outputs:
         return self._of[unit][0] if unit in self._of else 0.0
 
     def _deliveries(self, request: Request, site: Site) -> Iterator[tuple[Site, int]]:
-        """Where each output goes from a site, and how many bytes.
-
-        It is the nearest store, see :func:`~dpilot.placement.stores.nearest_store`.
-        """
+        """Where each output goes from a site, and how many bytes: to the nearest store, of as near ones the fastest."""
         nbytes = int(self._told.get(request.kind, 0.0) / len(request.outputs))
         if nbytes:
-            for sites in request.outputs:
-                yield min(sites, key=lambda home: (site.distance(home), self._links.rank(home, site))), nbytes
+            for sites in filter(None, request.outputs):
+                yield min(sites, key=lambda home: self._links.rank(site, home)), nbytes

@@ -116,7 +116,7 @@ class Policy:
         self, request: Request, pilot: PilotView, inputs: Iterable[InputView], expected_s: float | None = None
     ) -> Row:
         """The cost of `pilot` for `request`, or why it is rejected; for `expected_s` see :func:`feasible`."""
-        reason = feasible(request, pilot, expected_s)
+        reason = feasible(request, pilot, expected_s) or self._kept(request, pilot, expected_s)
         if reason is not None:
             return Row(pilot.id, "rejected", reason)
         stage_s = 0.0
@@ -130,6 +130,17 @@ class Policy:
         queue_s = 0.0 if free else pilot.load
         label_s, output_s = self.label_s(request, pilot.site), self.outputs.cost_s(request, pilot.site, expected_s)
         return Row(pilot.id, "possible", "", queue_s, stage_s, label_s, output_s, (here, near, far), pilot.load, free)
+
+    def _kept(self, request: Request, pilot: PilotView, expected_s: float | None) -> str | None:
+        """Why what a request writes would not leave a pilot in time; None if it would."""
+        needed_s = expected_s if request.walltime_s is None else request.walltime_s
+        output_s = self.outputs.cost_s(request, pilot.site)
+        if pilot.left_s is None or needed_s is None or needed_s + output_s <= pilot.left_s:
+            return None
+        return (
+            f"it would run for {needed_s:.0f} s, its outputs take {output_s:.0f} s from there, and the pilot ends in "
+            f"{max(0.0, pilot.left_s):.0f} s"
+        )
 
     def rank(
         self,

@@ -20,6 +20,8 @@ _ALIKE = 1.01
 #: for the next replicas, unless that is soon over.
 _MOST_SERVED, _MOST_STORED = 2, 8
 _SOON_S = 0.1
+#: After how long it is tried again to bring ahead what could not be brought; and how many of these are remembered.
+_AGAIN_S, _MOST_FAILED = 60.0, 1000
 
 
 class _Way:
@@ -46,11 +48,13 @@ class Transit:
     def __init__(self, links: Links) -> None:
         self._links = links
         self.freed = 0  # how often ways have got room again
+        self.stalled = 0  # and how often since something on them all but stands
         self.room_at: float | None = None  # when some will have, of which :meth:`has_room` has said no
         self._ways: dict[tuple[str, Site], _Way] = {}
         self._of: dict[str, list[tuple[str, Site]]] = {}
         self._looks: list[tuple[float, int, tuple[str, Site], _Way]] = []  # a heap: when to see how one gets on
         self._copies: dict[tuple[str, Site], _Way] = {}  # of these, what is brought ahead of all units
+        self._failed_at: dict[tuple[str, Site], float] = {}  # when it could not be brought ahead of units
         self._served: dict[tuple[str, Site], int] = {}  # by data unit and source: how many machines it is brought to
         self._count = 0
 
@@ -170,6 +174,17 @@ class Transit:
         self.end(_copy(du, site))
         return was_coming
 
+    def fail_copy(self, du: str, site: Site, now: float) -> None:
+        """A data unit could not be brought to a machine ahead of units."""
+        if len(self._failed_at) >= _MOST_FAILED:
+            self._failed_at.clear()
+        self._failed_at[du, site] = now
+
+    def has_failed(self, du: str, site: Site, now: float) -> bool:
+        """Whether it could not of late, and is not to be tried again yet."""
+        at = self._failed_at.get((du, site))
+        return at is not None and now < at + _AGAIN_S
+
     def left_s(self, du: str, site: Site, now: float) -> float | None:
         """Seconds until a data unit will have come to a machine; None if it is not on its way there."""
         way = self._ways.get((du, site)) if site.machine is not None else None
@@ -203,6 +218,7 @@ class Transit:
                 if gone_s >= way.overdue_s:
                     if not way.is_overdue:
                         self._links.stall(way.source, key[1])
+                        self.stalled += 1
                     way.is_overdue = True
                     late.append(key)
         return late

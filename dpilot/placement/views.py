@@ -126,7 +126,7 @@ class Request(NamedTuple):
     walltime_s : float or None
         How long it may run; None: not stated.
     outputs : tuple of tuple of Site
-        Of what it writes, the sites of the stores that each data unit may go to.
+        Of what it writes, the sites of the stores that each data unit may go to; none: it is near wherever it runs.
     """
 
     pool: str

@@ -146,7 +146,7 @@ class Calls(DataCalls):
 
         The data units are the unit's to write until it ends: of several writers, the others wait here.
         """
-        record, site = self._unit(unit), self._pilot(pilot).site
+        record, site = self._unit(unit), self._pilot(pilot).machine
         answer: dict[str, tuple[str, Place, int | None]] = {}
         attempt, asked = record.attempt, time.monotonic()
         for du in sorted(record.outputs):
@@ -159,12 +159,18 @@ class Calls(DataCalls):
         for du in record.outputs:
             pd = self._store_for(self._data(du), site)
             answer[du] = (pd, self.catalogue.place(pd, record.worker), self._store(pd).free_nbytes)
+        links = self.matcher.policy.links
+        links.now = time.time()
+        record.writes = tuple(dict.fromkeys((site, self._store(pd).site) for pd, _, _ in answer.values()))
+        for source, target in record.writes:
+            links.begin_output(source, target)
         return answer
 
     def _store_for(self, data: DataRecord, site: Site) -> str:
-        """Where a data unit is to be written by a unit at `site`: where it is, or as its labels say, or near by."""
+        """Where a unit at `site` is to write a data unit: where it is, or as its labels say, or near by."""
         targets = self.catalogue.targets(data)
-        pd = min(((store.site.distance(site), store.id) for store in targets), default=(None, None))[1]
+        links = self.matcher.policy.links
+        pd = min(((links.rank(site, store.site), store.id) for store in targets), default=(None, None))[1]
         if pd is None:
             raise DataError(
                 f"data unit {data.id} can be put nowhere: {data.owner} has no store with room; add a PilotData"

@@ -135,12 +135,11 @@ class Coordinator(Supply):
         self._match_soon()
 
     def _output_sites(self, outputs: Iterable[str]) -> tuple[tuple[Site, ...], ...]:
-        """Of each data unit, the sites of the stores that it may be written to, unless these are very many."""
+        """Of each data unit, the sites of the stores that it may be written to; of very many none is named."""
         found = []
         for data in filter(None, map(self.records.data.get, outputs)):
             sites = {store.site for store in self.catalogue.targets(data)}
-            if 0 < len(sites) <= _MOST_SITES:
-                found.append(tuple(sorted(sites, key=str)))
+            found.append(tuple(sorted(sites, key=str)) if len(sites) <= _MOST_SITES else ())
         return tuple(sorted(found, key=str))
 
     def _taken_back(self, record: UnitRecord) -> None:
@@ -452,6 +451,11 @@ class Coordinator(Supply):
         return InputError(f"data unit {du} will not be complete: {root}", root=root)
 
     def _stop_writing(self, record: UnitRecord) -> None:
+        links = self.matcher.policy.links
+        for source, target in record.writes:
+            links.now = time.time()
+            links.end_output(source, target)
+        record.writes = ()
         for du in record.outputs:
             if self._writer.get(du) == record.id:
                 del self._writer[du]

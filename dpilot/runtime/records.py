@@ -220,6 +220,7 @@ class UnitRecord(Record):
         "takes_results",
         "warnings",
         "worker",
+        "writes",
         "written_nbytes",
         "written_s",
     )
@@ -252,6 +253,7 @@ class UnitRecord(Record):
         self.read: tuple[str, ...] = ()  # where each input came from: a store, or a pilot (its machine's cache)
         #: Of what was copied to its machine: data unit, store, bytes, seconds, and when that began.
         self.brought: tuple[tuple[str, str, int, float, float], ...] = ()
+        self.writes: tuple[tuple[Site, Site], ...] = ()  # from where to where, as long as it does
         self.written_nbytes = 0  # to its outputs
         self.written_s = 0.0  # how long that took, with waiting for others that write there
         self.result: bytes | None = None

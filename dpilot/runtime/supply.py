@@ -200,7 +200,7 @@ class Supply(Herald):
         if is_far or record.worker not in store.hosts:  # else it was written to a disk of its own
             links = self.matcher.policy.links
             links.now = time.time()
-            links.observe(pilot.machine, store.site, nbytes, seconds, len(files))
+            links.observe_output(pilot.machine, store.site, nbytes, seconds)
 
     def suspect(self, du: str, pd: str) -> None:
         """A unit found a replica damaged: have it read through, and made anew."""

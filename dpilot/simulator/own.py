@@ -135,6 +135,18 @@ class Dpilot:
         self.links.now = now
         self.links.observe(source, target, nbytes, seconds, n_files)
 
+    def uploading(self, source: Site, target: Site, now: float) -> None:
+        """As in the scheduler."""
+        self.links.now = now
+        self.links.begin_output(source, target)
+
+    def uploaded(self, source: Site, target: Site, nbytes: int | None, seconds: float, now: float) -> None:
+        """Links learn of this, too."""
+        self.links.now = now
+        if nbytes is not None:
+            self.links.observe_output(source, target, nbytes, seconds)
+        self.links.end_output(source, target)
+
     def source(self, data: int, sources: Sequence[Site], target: Site) -> int:
         """The one that the matcher counts on, else the fastest."""
         chosen = self.matcher.transit.source_of(self._data[data].id, target)

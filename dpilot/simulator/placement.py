@@ -92,7 +92,13 @@ class Placement(Protocol):
         """A store or a labelled machine has a data unit now, or has it no longer."""
 
     def transferred(self, source: Site, target: Site, nbytes: int, n_files: int, seconds: float, now: float) -> None:
-        """A data unit was brought from one site to another, or written, in so many seconds, latency included."""
+        """A data unit was brought from one site to another, in so many seconds, latency included."""
+
+    def uploading(self, source: Site, target: Site, now: float) -> None:
+        """A unit begins to write to a store."""
+
+    def uploaded(self, source: Site, target: Site, nbytes: int | None, seconds: float, now: float) -> None:
+        """It has written so much, in so many seconds; None: it was broken off."""
 
     def source(self, data: int, sources: Sequence[Site], target: Site) -> int:
         """Which of several replicas to bring a data unit from: the index of its site. All are equally near.

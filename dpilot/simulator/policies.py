@@ -102,6 +102,12 @@ class Base:
     def transferred(self, source: Site, target: Site, nbytes: int, n_files: int, seconds: float, now: float) -> None:
         pass
 
+    def uploading(self, source: Site, target: Site, now: float) -> None:
+        pass
+
+    def uploaded(self, source: Site, target: Site, nbytes: int | None, seconds: float, now: float) -> None:
+        pass
+
     def source(self, data: int, sources: Sequence[Site], target: Site) -> int:
         return 0
 

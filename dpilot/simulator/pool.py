@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from dpilot.placement import Site
 from dpilot.simulator.network import Transfer
 from dpilot.simulator.placement import Binding
 from dpilot.simulator.result import Busy
@@ -35,7 +36,7 @@ class Attempt:
         self.brought_s = 0.0  # how long it took to bring what was brought for it, if that was anything
         self.early: dict[int, int] | None = None  # data units that came for it, and it does not use yet: from how far
         self.uses: list[int] | None = None  # data units that its machine keeps for it
-        self.upload: tuple[Transfer, int] | None = None  # the one that is under way, and how far it goes
+        self.upload: tuple[Transfer, Site, Site] | None = None  # the one that is under way, from where and to where
 
 
 class Pool:

@@ -327,20 +327,22 @@ class Staging:
     def upload(self, attempt: Attempt, nbytes: int, target: Site, done: Callable[[float], None]) -> None:
         """Take what a unit wrote to a store."""
         source = attempt.machine.site
-        distance, began = source.distance(target), self._now()
+        began = self._now()
 
         def then(now: float) -> None:
-            _count(attempt, distance, nbytes)
-            self._policy.transferred(source, target, nbytes, 1, now - began, now)
+            _count(attempt, source.distance(target), nbytes)
+            self._policy.uploaded(source, target, nbytes, now - began, now)
             done(now)
 
         transfer = Transfer(nbytes, then)
-        attempt.upload = transfer, distance
+        attempt.upload = transfer, source, target
+        self._policy.uploading(source, target, began)
         self._after_latency(transfer, source, target, 1)
 
-    def cancel(self, transfer: Transfer, distance: int) -> None:
+    def cancel(self, transfer: Transfer, source: Site, target: Site) -> None:
         """Break an upload off."""
-        self.wasted[distance] += self._network.cancel(transfer, self._now())
+        self.wasted[source.distance(target)] += self._network.cancel(transfer, self._now())
+        self._policy.uploaded(source, target, None, 0.0, self._now())
 
     def written(self, data: int, site: Site) -> None:
         """A data unit is complete at a store."""

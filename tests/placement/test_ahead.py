@@ -401,3 +401,30 @@ def test_the_last_one_goes_to_an_idle_slot_though_others_run_beside_it():
     matching = m.match(0.1)
     assert {binding.pilot for binding in matching.bindings} == {"eu"}
     assert [copy.site for copy in matching.copies] == [US]
+
+
+def test_what_cannot_be_brought_on_trial_is_not_ordered_again_at_once():
+    m = brings_ahead(eu=EU, us=US)
+    m.runtimes.observe("", 1.0)
+    submit(m, *(f"u{number}" for number in range(20)), **reads(m, "du", EU, nbytes=500 * MB))
+    ordered = 0
+    for turn in range(100):
+        copies = m.match(turn / 100).copies
+        ordered += len(copies)
+        for copy in copies:
+            m.copied(copy.du, copy.site, False)
+    assert ordered == 1
+    assert m.transit.has_failed("du", US, 59.0)
+    assert not m.transit.has_failed("du", US, 61.0)
+
+
+def test_who_needs_nothing_brought_where_it_was_given_a_place_is_bound_at_once():
+    """Its outputs would have it at eu, to where its data has yet to come; it is given us, where that is."""
+    m = brings_ahead(eu=EU, us=US)
+    m.observe("", 1.0)
+    m.outputs.observe("", 120 * MB)
+    submit(m, "a", outputs=((EU,),), **reads(m, "du", US))
+    matching = m.match(0.0)
+    assert matching.copies == []
+    assert matching.recheck_s == 0.0
+    assert bound(m, 0.0) == {"a": "us"}

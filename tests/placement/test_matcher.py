@@ -397,3 +397,23 @@ def test_what_was_not_worth_its_way_is_looked_at_anew_once_it_is_known_how_long_
     m.observe("", 0.1)
     m.release("cu-0")
     assert "us" in bound(m, 0.1).values()
+
+
+@pytest.mark.parametrize("store", [Site("eu"), Site("eu", "disk")])
+def test_small_inputs_try_no_link(store):
+    m = Matcher(Policy(Links()), ahead=True)
+    m.add_pilot("p", EU, 100)
+    m.add_worker("p", "w", 100)
+    for number in range(100):
+        submit(m, f"u{number}", **reads(m, f"du-{number}", store, nbytes=10_000))
+    assert len(bound(m)) == 100
+
+
+def test_who_waits_for_a_link_to_be_tried_goes_on_if_that_hangs():
+    m = Matcher(Policy(Links()), ahead=True)
+    m.add_pilot("p", EU, 4)
+    m.add_worker("p", "w", 4)
+    for number in range(4):
+        submit(m, f"u{number}", pilot="p", **reads(m, f"du-{number}", Site("eu", "disk"), nbytes=MB))
+    assert len(bound(m)) == 1
+    assert len(bound(m, 1.0)) >= 1  # much longer than it should have taken

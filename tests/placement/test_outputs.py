@@ -127,8 +127,20 @@ def test_none_is_bound_to_a_pilot_that_ends_before_its_outputs_are_home():
     m.set_end("us", 20.0)
     submit(m, "a", "b", outputs=HOME)
     assert bound(m, 8.5) == {}  # 10 s, and 2 on the way home
+    assert "its outputs take 2 s from there, and the pilot ends in 12 s" in m.explain("a", 8.5).reason
+    submit(m, "short", kind="short", walltime_s=1.0)
+    assert bound(m, 9.0) == {"short": "us"}  # they keep no slot back
     m.set_end("us", 30.0)
-    assert len(bound(m, 9.0)) == 2
+    assert len(bound(m, 9.0)) == 1
+
+
+def test_who_would_not_have_its_outputs_home_in_time_goes_to_a_pilot_that_lasts():
+    m = matcher(us=US, lab=LAB)
+    m.outputs.observe("", 100 * MB)
+    m.observe("", 10.0)
+    m.set_end("us", 20.0)
+    submit(m, "a", now=8.5, outputs=((Site("eu"), Site("ap")),))
+    assert bound(m, 8.5) == {"a": "lab"}
 
 
 def test_a_decision_tells_what_the_way_home_costs():
@@ -157,3 +169,56 @@ def test_many_that_write_much_do_not_crowd_the_way_home():
     took_s = {policy: simulate(scenario, policy).makespan_s - 100 for policy in ("dpilot", "random", "most-bytes")}
     assert took_s["dpilot"] < 1.1 * 41  # 4 every 5 s at home, and one every 8 s over the way
     assert took_s["dpilot"] < 0.5 * min(took_s["random"], took_s["most-bytes"])
+
+
+def test_several_outputs_wait_for_what_others_deliver_once():
+    outputs = known()
+    for unit in "abcdef":
+        outputs.begin(unit, request((EU,)), US)
+    one, five = (outputs.cost_s(request(*(((EU,),) * n)), US, run_s=1.0) for n in (1, 5))
+    assert five == pytest.approx(one, abs=0.3)  # but for the latency of each
+
+
+def test_of_stores_as_far_the_fastest_is_the_nearest():
+    outputs = known()
+    outputs._links.observe(US, EU, 100 * MB, 10.0)
+    outputs._links.observe(EU, US, 100 * MB, 1.0)
+    outputs._links.observe(US, LAB, 100 * MB, 1.0)
+    outputs._links.observe(LAB, US, 100 * MB, 10.0)
+    assert outputs.cost_s(request((EU, LAB)), US) == pytest.approx(1.0, rel=0.1)
+
+
+def test_what_goes_to_any_of_very_many_stores_costs_nothing():
+    assert known().cost_s(request((EU,), ()), US) == pytest.approx(1.04)
+
+
+def test_a_kind_that_writes_no_more_changes_nothing_for_ever():
+    outputs = known()
+    for _ in range(100):
+        outputs.observe("k", 0)
+    version = outputs.version
+    for _ in range(100):
+        outputs.observe("k", 0)
+    assert outputs.version == version
+    assert outputs.sites(request((EU,))) == ()
+
+
+def test_the_next_one_is_sent_after_a_unit_that_has_yet_to_deliver_only_when_it_has():
+    m = matcher(us=US)
+    m.outputs.observe("", 100 * MB)  # 2 s to bring home
+    for _ in range(9):
+        m.observe("", 1.0)
+    m.set_gap("us", 0.2)
+    submit(m, *"abcd", outputs=HOME)
+    assert len(bound(m)) == 2
+    assert bound(m, 1.1) == {}
+    assert len(bound(m, 3.1)) == 2
+
+
+def test_what_was_bound_before_its_run_time_was_known_counts_with_its_outputs():
+    m = matcher(us=US)
+    m.outputs.observe("", 100 * MB)
+    submit(m, "a", outputs=HOME)
+    assert bound(m) == {"a": "us"}
+    m.observe("", 10.0)
+    assert m.held("a").expected_s == pytest.approx(12.04)

@@ -232,3 +232,22 @@ def test_files_that_are_moved_at_the_same_time_share_the_latency():
     for _ in range(40):
         links.observe(EU1, US1, 1000, 3 * 0.2, n_files=20)
     assert links.transfer_s(EU1, US1, 0, 1) == pytest.approx(0.2, rel=0.01)
+
+
+def test_what_units_write_tells_of_the_bandwidth_as_far_as_it_is_known_beside_what():
+    """Four at a time get 25 MB/s each of a link that carries 100; one alone shows all of what it gets."""
+    links = Links(bandwidth_bytes_per_s={**dict.fromkeys(Distance, 1e9)})
+    for _ in range(4):
+        links.begin_output(EU1, US1)
+    links.now = 40.0
+    for _ in range(4):
+        links.observe_output(EU1, US1, GB, 40.0)
+        links.end_output(EU1, US1)
+    assert links.transfer_s(EU1, US1, GB, 0, alone=True) == pytest.approx(10.0, rel=0.01)
+    links.begin_output(EU1, US1)
+    links.now = 80.0
+    links.observe_output(EU1, US1, GB, 20.0)
+    assert 10.0 < links.transfer_s(EU1, US1, GB, 0, alone=True) < 20.0
+    before = links.transfer_s(EU1, US1, 1, 1)
+    links.observe_output(EU1, US1, 1000, 5.0)
+    assert links.transfer_s(EU1, US1, 1, 1) == before
