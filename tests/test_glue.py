@@ -19,7 +19,7 @@ from dpilot import ComputeDataService, PilotComputeService, PilotDataService, St
 from dpilot.errors import StateError
 from dpilot.placement import Site
 from dpilot.runtime.wire import Wire
-from tests import units
+from tests import helpers, units
 from tests.helpers import LONG_S, Gate, lines, reach, start, workers
 from tests.in_process import GATES, POOL, RAN, SERVICE, Cluster, Unit, eventually, fails, hold, ran, started
 
@@ -85,7 +85,9 @@ def test_restart_cancels_units_and_pilots_go_on_with_new_workers(
     reach(program, State.Running)
     reach(held, State.Running)
     waiting = cds.submit(units.same, 2)
-    assert waiting.id in cds.why_waiting()
+    helpers.eventually(
+        lambda: waiting.id in cds.why_waiting(), "it waits: sent after one that does not end, it is taken back"
+    )
     pcs.client.restart(timeout=LONG_S)
     assert [unit.wait(LONG_S) for unit in (done, program, held, waiting)] == ["Done"] + ["Canceled"] * 3
     assert done.result() == 1  # it is small, and with the scheduler

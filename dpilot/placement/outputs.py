@@ -107,8 +107,12 @@ class Outputs:
         return self._of[unit][0] if unit in self._of else 0.0
 
     def _deliveries(self, request: Request, site: Site) -> Iterator[tuple[Site, int]]:
-        """Where each output goes from a site, and how many bytes: to the nearest store, of as near ones the fastest."""
+        """Where each output goes from a site, and how many bytes: to the nearest store, of as near ones the fastest.
+
+        Not those that stay in the datacenter, which is taken to be wide: what little differs there is chance.
+        """
         nbytes = int(self._told.get(request.kind, 0.0) / len(request.outputs))
         if nbytes:
-            for sites in filter(None, request.outputs):
-                yield min(sites, key=lambda home: self._links.rank(site, home)), nbytes
+            for sites in request.outputs:
+                if not any(map(site.is_near, sites)) and sites:
+                    yield min(sites, key=lambda home: self._links.rank(site, home)), nbytes

@@ -302,8 +302,13 @@ class Staging:
         """What a pilot's workers were bringing is not brought; others that wait for it bring it themselves."""
         broken, self._of_pilot[pilot] = self._of_pilot[pilot], {}
         self._close(pilot)
-        for bringing in broken:
-            self._break_off(bringing)
+        for bringing in list(broken):
+            if (
+                bringing.transfer.is_over
+            ):  # it has no bytes, and came when it was its turn, as another one was broken off
+                del broken[bringing]
+            else:
+                self._break_off(bringing)
         for bringing in broken:
             for attempt in bringing.waiting:
                 if not attempt.is_over:

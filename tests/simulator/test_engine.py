@@ -5,7 +5,7 @@ import math
 import pytest
 
 from dpilot.errors import PlacementError
-from dpilot.simulator import Binding, Data, Link, Orders, Pilot, RandomPilot, Scenario, Store, Unit, simulate
+from dpilot.simulator import Binding, Data, Link, Orders, Pilot, RandomPilot, Scenario, Store, Unit, make_plan, simulate
 from tests.simulator.helpers import check
 
 MB = 10**6
@@ -138,6 +138,18 @@ def test_a_data_unit_is_brought_to_a_machine_once():
     result = simulate(reads(8, pilots=(Pilot("p", 2, *U), Pilot("q", 2, *U))), "random")
     assert result.makespan_s == pytest.approx(3)
     assert result.nbytes == (70 * MB, 0, 10 * MB)
+
+
+def test_what_has_no_bytes_comes_as_what_was_before_it_is_broken_off():
+    """A plan brings both ahead, and the pilot that does goes."""
+    scenario = Scenario(
+        (Pilot("stays", 3, *E), Pilot("goes", 1, *E, ends_s=0.5)),
+        (Unit("cu-0", 0.0, ("large", "empty")),),
+        (Store("s", *U),),
+        (Data("large", 100 * MB, replicas=("s",)), Data("empty", 0, replicas=("s",))),
+    )
+    _, result = make_plan(scenario)
+    assert result.n_units == 1
 
 
 def test_without_a_machine_label_each_pilot_has_a_cache_of_its_own():
