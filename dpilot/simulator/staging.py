@@ -303,9 +303,7 @@ class Staging:
         broken, self._of_pilot[pilot] = self._of_pilot[pilot], {}
         self._close(pilot)
         for bringing in list(broken):
-            if (
-                bringing.transfer.is_over
-            ):  # it has no bytes, and came when it was its turn, as another one was broken off
+            if bringing.transfer.is_over:  # it has no bytes, and came as another one before it was broken off
                 del broken[bringing]
             else:
                 self._break_off(bringing)
