@@ -15,9 +15,11 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import dask
 import psutil
+from distributed import LocalCluster
 
-from dpilot import PilotCompute, PilotComputeService, State
+from dpilot import PilotCompute, PilotComputeService, PilotDataService, State
 from dpilot.service.handle import Handle
 from tests.units import whoami
 
@@ -148,3 +150,16 @@ class Script(subprocess.Popen[str]):
         out, errors = self.communicate(timeout=LONG_S)
         assert self.returncode == code, errors
         return out, errors
+
+
+@contextmanager
+def slow_link() -> Iterator[tuple[PilotComputeService, PilotDataService]]:
+    """Services of a scheduler that has learned nothing yet, and is told that a link is slow; here none is."""
+    link = {"from": "eu", "to": "us", "bandwidth": "1 MB", "latency": "80ms"}
+    with (
+        dask.config.set({"dpilot.placement.links": [link]}),
+        LocalCluster(n_workers=0, processes=False, protocol="tcp", dashboard_address=None) as cluster,
+        PilotComputeService(cluster.scheduler_address) as pcs,
+        PilotDataService(cluster.scheduler_address) as pds,
+    ):
+        yield pcs, pds

@@ -6,41 +6,32 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import dask
 import pytest
-from distributed import LocalCluster, Scheduler
+from distributed import Scheduler
 
 from dpilot import ComputeDataService, ComputeUnit, PilotComputeService, PilotDataService
 from dpilot.runtime.scheduler import PilotPlugin
+from tests.helpers import LONG_S, slow_link
 
 pytestmark = pytest.mark.cluster
 
-#: More than anything here takes, so that only a failure waits for it.
-LONG_S = 30.0
 NBYTES = 2_000_000
 
 
 @pytest.fixture
-def scheduler() -> Iterator[str]:
-    """It is told that the link between the datacenters is slow."""
-    link = {"from": "eu", "to": "us", "bandwidth": "1 MB", "latency": "80ms"}
-    with (
-        dask.config.set({"dpilot.placement.links": [link]}),
-        LocalCluster(n_workers=0, processes=False, protocol="tcp", dashboard_address=None) as cluster,
-    ):
-        yield cluster.scheduler_address
+def services() -> Iterator[tuple[PilotComputeService, PilotDataService]]:
+    with slow_link() as both:
+        yield both
 
 
 @pytest.fixture
-def pcs(scheduler: str) -> Iterator[PilotComputeService]:
-    with PilotComputeService(scheduler) as service:
-        yield service
+def pcs(services: tuple[PilotComputeService, PilotDataService]) -> PilotComputeService:
+    return services[0]
 
 
 @pytest.fixture
-def pds(scheduler: str) -> Iterator[PilotDataService]:
-    with PilotDataService(scheduler) as service:
-        yield service
+def pds(services: tuple[PilotComputeService, PilotDataService]) -> PilotDataService:
+    return services[1]
 
 
 def writes(n: int, **labels: str) -> list[dict[str, Any]]:

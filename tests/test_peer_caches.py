@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import dask
 import pytest
-from distributed import LocalCluster
 
 from dpilot import ComputeDataService, PilotCompute, PilotComputeService, PilotDataService, StagedData
+from tests.helpers import slow_link
 
 pytestmark = pytest.mark.cluster
 
@@ -18,26 +17,19 @@ FAR = {"affinity_datacenter_label": "us", "affinity_machine_label": "us-1"}
 
 
 @pytest.fixture
-def scheduler() -> Iterator[str]:
-    """One that has learned nothing of links yet, and is told that one between datacenters is slow; here none is."""
-    link = {"from": "eu", "to": "us", "bandwidth": "1 MB", "latency": "80ms"}
-    with (
-        dask.config.set({"dpilot.placement.links": [link]}),
-        LocalCluster(n_workers=0, processes=False, protocol="tcp", dashboard_address=None) as cluster,
-    ):
-        yield cluster.scheduler_address
+def services() -> Iterator[tuple[PilotComputeService, PilotDataService]]:
+    with slow_link() as both:
+        yield both
 
 
 @pytest.fixture
-def pcs(scheduler: str) -> Iterator[PilotComputeService]:
-    with PilotComputeService(scheduler) as service:
-        yield service
+def pcs(services: tuple[PilotComputeService, PilotDataService]) -> PilotComputeService:
+    return services[0]
 
 
 @pytest.fixture
-def pds(scheduler: str) -> Iterator[PilotDataService]:
-    with PilotDataService(scheduler) as service:
-        yield service
+def pds(services: tuple[PilotComputeService, PilotDataService]) -> PilotDataService:
+    return services[1]
 
 
 def read(data: StagedData) -> int:
