@@ -192,7 +192,7 @@ class Demand(Fleet):
         return (readers,) if isinstance(readers, Line) else readers
 
     def named(self, line: Line) -> list[Place]:
-        """The places that a line's inputs and labels name."""
+        """The places that a line's inputs, labels and outputs name."""
         return named(line, self.views(line.request), self.policy)
 
     def _read(self, du: str, line: Line) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from dpilot.placement.lines import Line
 from dpilot.placement.places import Place
@@ -10,7 +11,7 @@ from dpilot.placement.policy import Policy
 from dpilot.placement.topology import ANYWHERE, Distance, Site
 from dpilot.placement.views import InputView
 
-__all__ = ["choose", "is_far", "named"]
+__all__ = ["choose", "could_in_time", "is_far", "named"]
 
 #: Places that cost so little more than the best one count as equally good, in seconds.
 _EQUAL_S = 1e-6
@@ -50,6 +51,13 @@ def is_far(views: Sequence[InputView], site: Site) -> bool:
     return any(view.sites and not any(map(site.is_near, view.sites)) for view in views)
 
 
+def could_in_time(line: Line, place: Place, policy: Policy, until: float | None) -> bool:
+    """Whether a place could run a line until then, and let its outputs leave, before its pilots end."""
+    if until is not None:
+        until += policy.outputs.cost_s(line.request, place.site)
+    return place.could_until(line.need, until)
+
+
 def choose(
     line: Line,
     views: Sequence[InputView],
@@ -80,14 +88,8 @@ def choose(
     visits : list of (float, Place)
         Other places that have some of its inputs, and how many bytes would have to be brought there.
     """
-    pool, need = line.pool, line.need
-
-    def could(place: Place) -> bool:
-        """Whether it could run it, and let its outputs leave, before its pilots end."""
-        if until is None:
-            return place.could(need)
-        return place.could_until(need, until + policy.outputs.cost_s(line.request, place.site))
-
+    pool = line.pool
+    could = partial(could_in_time, line, policy=policy, until=until)
     if pool.is_flat:
         return ([pool.root] if could(pool.root) else []), []
     if line.target is not None:

@@ -353,13 +353,7 @@ class Links:
                 way.learn(self.now, nbytes, seen, beside, tells)
             busiest = max(besides)
             link.fastest = max(link.fastest, seen)
-            if link.alone is None or link.is_bound:
-                # What others on its way have left of it is no more than what one gets alone.
-                link.alone, link.is_bound = max(seen, min(self._alone(link), seen * busiest)), False
-            elif seen > link.alone:
-                link.alone = seen  # one that lags may have told less
-            elif busiest < NOTABLE:
-                link.alone = _mean(link.alone, seen)
+            self._learn_alone(link, seen, busiest, busiest < NOTABLE)
             if link.ways:
                 link.capacity = link.ways[0].capacity
             elif busiest >= NOTABLE:
@@ -393,16 +387,21 @@ class Links:
         beside = max(traffic.beside(self.now, seconds) for traffic in self._outputs_on(link))
         seen = nbytes / seconds
         self._compare(link, self._latency(link) + nbytes * beside / self._alone(link), seconds)
-        if link.alone is None or link.is_bound:
-            link.alone, link.is_bound = max(seen, min(self._alone(link), seen * beside)), False
-        elif seen > link.alone:
-            link.alone = seen
-        elif beside < NOTABLE and link.busiest < 1:
-            link.alone = _mean(link.alone, seen)
+        self._learn_alone(link, seen, beside, beside < NOTABLE and not link.busiest)
         self._learned(link)
 
     def _outputs_on(self, link: _Link) -> list[Traffic]:
         return [self._outputs[way] for way in link.ways or (link,)]
+
+    def _learn_alone(self, link: _Link, seen: float, beside: float, was_alone: bool) -> None:
+        """What one transfer has had, beside so many on average, tells what one gets alone."""
+        if link.alone is None or link.is_bound:
+            # What others on its way have left of it is no more than what one gets alone.
+            link.alone, link.is_bound = max(seen, min(self._alone(link), seen * beside)), False
+        elif seen > link.alone:
+            link.alone = seen  # one that lags may have told less
+        elif was_alone:
+            link.alone = _mean(link.alone, seen)
 
     def _learned(self, link: _Link) -> None:
         self._news += 1

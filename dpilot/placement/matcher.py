@@ -27,7 +27,7 @@ from typing import NamedTuple
 from dpilot.placement.ahead import Ahead, Copying
 from dpilot.placement.bindings import Binding, Bindings
 from dpilot.placement.followers import Followers
-from dpilot.placement.homes import named
+from dpilot.placement.homes import could_in_time, named
 from dpilot.placement.lines import Line, Queue, Waiting
 from dpilot.placement.places import Pilot, Place
 from dpilot.placement.policy import Policy
@@ -297,8 +297,7 @@ class Matcher(Bindings):
         until = self.until(line.request, now) if line.pool.ends else None
         if until is None or queue.place is line.pool.nowhere:
             return False
-        output_s = self.outputs.cost_s(line.request, queue.place.site)
-        return not queue.place.could_until(line.need, until + output_s)
+        return not could_in_time(line, queue.place, self.policy, until)
 
     def _wait(self, queue: Queue, waiting: Waiting, now: float) -> None:
         """The first of a queue has no slot at home: keep those for it that come free there, and let it be spilled.

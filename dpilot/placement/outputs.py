@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from dpilot.placement.links import Links
 from dpilot.placement.topology import Site
 from dpilot.placement.views import Request
-from dpilot.placement.ways import Way
+from dpilot.placement.ways import WEIGHT, Way
 
 __all__ = ["Outputs"]
 
-#: Weight of the newest observation in the moving averages.
-_WEIGHT = 0.3
 #: By what part what units write must have changed before places are chosen anew for it.
 _NOTABLE = 2.0
 
@@ -47,7 +45,7 @@ class Outputs:
     def observe(self, kind: str, nbytes: int) -> None:
         """A unit of `kind` has written so many bytes."""
         before = self._mean.get(kind)
-        mean = float(nbytes) if before is None else before + _WEIGHT * (nbytes - before)
+        mean = float(nbytes) if before is None else before + WEIGHT * (nbytes - before)
         mean = self._mean[kind] = mean if mean >= 1.0 else 0.0
         told = self._told.get(kind, 0.0)
         if not told / _NOTABLE <= mean <= told * _NOTABLE:

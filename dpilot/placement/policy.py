@@ -26,7 +26,7 @@ from dpilot.placement.views import InputView, PilotView, Request
 __all__ = ["Decision", "Policy", "Row", "feasible"]
 
 
-def feasible(request: Request, pilot: PilotView, expected_s: float | None = None) -> str | None:
+def feasible(request: Request, pilot: PilotView, expected_s: float | None = None, output_s: float = 0.0) -> str | None:
     """Why a pilot could never run a request, even if it was idle; None if it could.
 
     Parameters
@@ -36,6 +36,8 @@ def feasible(request: Request, pilot: PilotView, expected_s: float | None = None
         Its site, its slots, its workers' memory and GPUs, and how long it will be there.
     expected_s : float, optional
         How long the kind of work runs; None: not known. A walltime that the request states counts instead.
+    output_s : float
+        How long what it writes takes from there after that.
 
     Returns
     -------
@@ -53,8 +55,9 @@ def feasible(request: Request, pilot: PilotView, expected_s: float | None = None
     if request.gpus > pilot.gpus * request.slots:
         return f"{request.gpus} GPUs are needed, a worker has {pilot.gpus}"
     needed_s = expected_s if request.walltime_s is None else request.walltime_s
-    if pilot.left_s is not None and needed_s is not None and needed_s > pilot.left_s:
-        return f"it would run for {needed_s:.0f} s, and the pilot ends in {max(0.0, pilot.left_s):.0f} s"
+    if pilot.left_s is not None and needed_s is not None and needed_s + output_s > pilot.left_s:
+        leaves = f" its outputs take {output_s:.0f} s from there," if output_s else ""
+        return f"it would run for {needed_s:.0f} s,{leaves} and the pilot ends in {max(0.0, pilot.left_s):.0f} s"
     return None
 
 
@@ -116,7 +119,7 @@ class Policy:
         self, request: Request, pilot: PilotView, inputs: Iterable[InputView], expected_s: float | None = None
     ) -> Row:
         """The cost of `pilot` for `request`, or why it is rejected; for `expected_s` see :func:`feasible`."""
-        reason = feasible(request, pilot, expected_s) or self._kept(request, pilot, expected_s)
+        reason = feasible(request, pilot, expected_s, self.outputs.cost_s(request, pilot.site))
         if reason is not None:
             return Row(pilot.id, "rejected", reason)
         stage_s = 0.0
@@ -130,17 +133,6 @@ class Policy:
         queue_s = 0.0 if free else pilot.load
         label_s, output_s = self.label_s(request, pilot.site), self.outputs.cost_s(request, pilot.site, expected_s)
         return Row(pilot.id, "possible", "", queue_s, stage_s, label_s, output_s, (here, near, far), pilot.load, free)
-
-    def _kept(self, request: Request, pilot: PilotView, expected_s: float | None) -> str | None:
-        """Why what a request writes would not leave a pilot in time; None if it would."""
-        needed_s = expected_s if request.walltime_s is None else request.walltime_s
-        output_s = self.outputs.cost_s(request, pilot.site)
-        if pilot.left_s is None or needed_s is None or needed_s + output_s <= pilot.left_s:
-            return None
-        return (
-            f"it would run for {needed_s:.0f} s, its outputs take {output_s:.0f} s from there, and the pilot ends in "
-            f"{max(0.0, pilot.left_s):.0f} s"
-        )
 
     def rank(
         self,

@@ -145,9 +145,9 @@ class Transit:
         if self._links.room_at(source, site, view.nbytes, view.n_files) is None:
             return False
         served = self._served.get((view.id, source), 0)
-        most = _MOST_STORED if source.machine is None else _MOST_SERVED
+        most = _MOST_SERVED
         if source.machine is None:  # a store that was seen to serve so many as fast may serve twice as many
-            most = max(most, int(2 * self._links.served(source, site)))
+            most = max(_MOST_STORED, int(2 * self._links.served(source, site)))
         if served < most:
             return True
         return served * self._links.transfer_s(source, site, view.nbytes, view.n_files, alone=True) < _SOON_S

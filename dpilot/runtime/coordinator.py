@@ -451,11 +451,12 @@ class Coordinator(Supply):
         return InputError(f"data unit {du} will not be complete: {root}", root=root)
 
     def _stop_writing(self, record: UnitRecord) -> None:
-        links = self.matcher.policy.links
-        for source, target in record.writes:
+        if record.writes:
+            links = self.matcher.policy.links
             links.now = time.time()
-            links.end_output(source, target)
-        record.writes = ()
+            for source, target in record.writes:
+                links.end_output(source, target)
+            record.writes = ()
         for du in record.outputs:
             if self._writer.get(du) == record.id:
                 del self._writer[du]
