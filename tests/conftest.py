@@ -83,16 +83,22 @@ def no_process_left() -> Iterator[None]:
 
 
 @pytest.fixture
-def pcs() -> Iterator[PilotComputeService]:
+def scheduler() -> str | None:
+    """The address of the services' scheduler; None: the embedded one."""
+    return None
+
+
+@pytest.fixture
+def pcs(scheduler: str | None) -> Iterator[PilotComputeService]:
     """A service for pilots; ends them."""
-    with PilotComputeService() as service:
+    with PilotComputeService(scheduler) as service:
         yield service
 
 
 @pytest.fixture
-def pds() -> Iterator[PilotDataService]:
+def pds(scheduler: str | None) -> Iterator[PilotDataService]:
     """A service for stores."""
-    with PilotDataService() as service:
+    with PilotDataService(scheduler) as service:
         yield service
 
 

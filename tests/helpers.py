@@ -19,7 +19,7 @@ import dask
 import psutil
 from distributed import LocalCluster
 
-from dpilot import PilotCompute, PilotComputeService, PilotDataService, State
+from dpilot import PilotCompute, PilotComputeService, State
 from dpilot.service.handle import Handle
 from tests.units import whoami
 
@@ -153,13 +153,11 @@ class Script(subprocess.Popen[str]):
 
 
 @contextmanager
-def slow_link() -> Iterator[tuple[PilotComputeService, PilotDataService]]:
-    """Services of a scheduler that has learned nothing yet, and is told that a link is slow; here none is."""
+def slow_link() -> Iterator[str]:
+    """The address of a scheduler that has learned nothing yet, and is told that a link is slow; here none is."""
     link = {"from": "eu", "to": "us", "bandwidth": "1 MB", "latency": "80ms"}
     with (
         dask.config.set({"dpilot.placement.links": [link]}),
         LocalCluster(n_workers=0, processes=False, protocol="tcp", dashboard_address=None) as cluster,
-        PilotComputeService(cluster.scheduler_address) as pcs,
-        PilotDataService(cluster.scheduler_address) as pds,
     ):
-        yield pcs, pds
+        yield cluster.scheduler_address

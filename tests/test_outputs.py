@@ -19,19 +19,9 @@ NBYTES = 2_000_000
 
 
 @pytest.fixture
-def services() -> Iterator[tuple[PilotComputeService, PilotDataService]]:
-    with slow_link() as both:
-        yield both
-
-
-@pytest.fixture
-def pcs(services: tuple[PilotComputeService, PilotDataService]) -> PilotComputeService:
-    return services[0]
-
-
-@pytest.fixture
-def pds(services: tuple[PilotComputeService, PilotDataService]) -> PilotDataService:
-    return services[1]
+def scheduler() -> Iterator[str]:
+    with slow_link() as address:
+        yield address
 
 
 def writes(n: int, **labels: str) -> list[dict[str, Any]]:

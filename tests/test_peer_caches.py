@@ -17,19 +17,9 @@ FAR = {"affinity_datacenter_label": "us", "affinity_machine_label": "us-1"}
 
 
 @pytest.fixture
-def services() -> Iterator[tuple[PilotComputeService, PilotDataService]]:
-    with slow_link() as both:
-        yield both
-
-
-@pytest.fixture
-def pcs(services: tuple[PilotComputeService, PilotDataService]) -> PilotComputeService:
-    return services[0]
-
-
-@pytest.fixture
-def pds(services: tuple[PilotComputeService, PilotDataService]) -> PilotDataService:
-    return services[1]
+def scheduler() -> Iterator[str]:
+    with slow_link() as address:
+        yield address
 
 
 def read(data: StagedData) -> int:
