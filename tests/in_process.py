@@ -60,6 +60,7 @@ class Cluster:
         assert isinstance(plugin, PilotPlugin)
         self.plugin = plugin
         self.events: list[Any] = []  # (id, state, timestamp, details), as the client hears of them
+        self._sent: set[str] = set()  # a graph may come to the scheduler after a call that was made later
         adapter.on_events(client, lambda events: self.events.extend(events))
 
     async def call(self, call: str, **arguments: Any) -> Any:
@@ -125,11 +126,14 @@ class Cluster:
             graph[f"call-{id}"] = Task(f"call-{id}", run_unit, task, ())
             made.append(id)
         futures = self.client.get(graph, list(graph), sync=False)
+        self._sent.update(made)
         return [Unit(self, id, future) for id, future in zip(made, futures, strict=True)]
 
     async def settled(self) -> None:
         """The scheduler has taken what was sent to it, and decided."""
         await self.client.run_on_scheduler(lambda: None)
+        await eventually(lambda: self._sent <= self.plugin.records.units.keys(), "it knows of all units")
+        self._sent.clear()
         await asyncio.sleep(0.05)
 
 
