@@ -63,7 +63,7 @@ class RunTimes:
         self.n_known = 0
         self._kinds: dict[str, _Kind] = {}
         self._of: dict[str, _Kind] = {}  # units that run
-        self._unknown: dict[str, float] = {}  # kinds of which none has ended, and when the first one began
+        self._unknown: dict[_Kind, float] = {}  # of which some run and none has ended, and when the first one began
 
     def begin(self, kind: str, unit: str, now: float) -> None:
         """A unit of `kind` begins to run."""
@@ -71,7 +71,7 @@ class RunTimes:
         if known is None:
             known = self._kinds[kind] = _Kind()
         if known.mean_s is None:
-            self._unknown.setdefault(kind, now)
+            self._unknown.setdefault(known, now)
         if not known.is_settled:
             known.running[unit] = now
             known.begun_s += now
@@ -84,6 +84,8 @@ class RunTimes:
         known = self._of.pop(unit, None)
         if known is not None and not known.is_settled:
             known.begun_s -= known.running.pop(unit)
+            if not known.running:  # all have failed, or were lost
+                self._unknown.pop(known, None)
 
     def running(self, kind: str) -> list[str]:
         """The units of `kind` that run, as long as few have ended."""
@@ -95,7 +97,7 @@ class RunTimes:
         known = self._kinds.get(kind)
         if known is None:
             known = self._kinds[kind] = _Kind()
-        self._unknown.pop(kind, None)
+        self._unknown.pop(known, None)
         self.n_known += known.mean_s is None
         known.observe(seconds)
 
@@ -129,7 +131,7 @@ class RunTimes:
         return known.mean_s - early_s if is_worth else None
 
     def unknown_for_s(self, now: float) -> float | None:
-        """For how long the latest kind of which nothing is known has run by now; None: all are known."""
+        """For how long the latest kind of which nothing is known has run by now; None: all that run are known."""
         return None if not self._unknown else max(0.0, now - max(self._unknown.values()))
 
     def shown_s(self, kind: str, now: float) -> float:

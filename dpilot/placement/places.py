@@ -102,6 +102,10 @@ class Pilot:
             and need.gpus <= self.gpus * need.slots
         )
 
+    def is_here_for(self, need: Need) -> bool:
+        """Whether so many workers are here by now that it could meet a need if they were idle."""
+        return need.slots <= self.slots.open and self.could(need)
+
     def lasts(self, until: float | None, output_s: float = 0.0) -> bool:
         """Whether it is still there then, if what a unit reads is brought first; None: nobody knows when that is.
 
@@ -346,6 +350,10 @@ def _is_coming(entry: tuple[float, int, Line]) -> bool:
     return entry[2].length > 0 and entry[2].is_coming
 
 
+def _is_due(entry: tuple[float, int, Queue]) -> bool:
+    return entry[2].due == entry[0]
+
+
 def _add(counts: dict[str, int], kind: str, slots: int) -> None:
     number = counts.get(kind, 0) + slots
     if number:
@@ -387,7 +395,7 @@ class Pool:
         self.ends = False  # whether any of its pilots has an end
         self.settled: Hashable = None  # when it was seen last that no queue has anything worth its way
         self.busy: list[tuple[float, int, Queue]] = []  # a heap: queues that cannot be served, the longest first
-        self.due: list[tuple[float, int, Queue]] = []  # a heap: when their patience ends
+        self.due: LazyHeap[tuple[float, int, Queue]] = LazyHeap(_is_due)  # when their patience ends
 
     def away_s(self, runtimes: RunTimes) -> float:
         """Seconds of work for each slot of the lines whose data lies where no pilot is: it goes to who has least."""

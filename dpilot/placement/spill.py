@@ -16,7 +16,7 @@ from dpilot.placement.bindings import Binding, Bindings
 from dpilot.placement.homes import is_far, named
 from dpilot.placement.lines import Line, Queue, Waiting
 from dpilot.placement.places import Pilot, Pool
-from dpilot.placement.topology import ANYWHERE, Site
+from dpilot.placement.topology import Site
 from dpilot.placement.views import InputView
 
 __all__ = ["Spill"]
@@ -27,7 +27,8 @@ _MOST_SEEN, _MOST_TRIED = 16, 2
 _MOST_VISITS = 2
 #: In a pool of no more datacenters each of them is looked at to take a unit; else so many pilots.
 _MOST_ZONES, _MOST_CHOICES = 8, 4
-#: How soon it is tried again to give something away for which there was no pilot, at the soonest.
+#: How soon it is tried again to give something away for which there was no pilot, at the soonest; what changes less
+#: changes nothing.
 _LEAST_AGAIN_S = 0.1
 #: By what part a queue must have grown before it is worked out anew whether moving pays.
 _NOTABLE = 1.02
@@ -54,26 +55,28 @@ class Spill:
             heapq.heappush(pool.busy, (-tail_s, queue.number, queue))
             pool.settled = None
         if queue.due is None:
-            self._set_due(queue, self._still_since(queue, head) + self._patience_s(queue, head))
+            self._set_due(queue, self._still_since(queue, head) + self._patience_s(queue))
 
-    def _patience_s(self, queue: Queue, head: Waiting) -> float:
+    def _patience_s(self, queue: Queue) -> float:
         """How long to wait for a home at which nothing moves, beside what another place costs.
 
-        Not at all for one that only the data speaks for, and that has no worker yet: nobody knows when it will.
+        Not at all for one that has no worker for it yet: nobody knows when it will.
         """
-        if head.line.request.site == ANYWHERE and not any(p.can_carry for p in queue.place.pilots.values()):
-            return 0.0
-        return self._matcher.policy.prefer_wait_s
+        return self._matcher.policy.prefer_wait_s if self._is_here(queue) else 0.0
 
     @staticmethod
-    def _still_since(queue: Queue, head: Waiting) -> float:
-        """Since when nothing has moved."""
-        return max(head.since, queue.place.last_bound)
+    def _is_here(queue: Queue) -> bool:
+        """Whether a pilot of the home has workers that could run what waits."""
+        return any(pilot.is_here_for(queue.need) for pilot in queue.place.pilots.values())
+
+    def _still_since(self, queue: Queue, head: Waiting) -> float:
+        """Since when nothing has moved. What others are bound for, where nobody could run the first, is no move."""
+        return max(head.since, queue.place.last_bound) if self._is_here(queue) else head.since
 
     @staticmethod
     def _set_due(queue: Queue, due: float) -> None:
         queue.due = due
-        heapq.heappush(queue.pool.due, (due, queue.number, queue))
+        queue.pool.due.push((due, queue.number, queue))
 
     def spill(self, changed: Sequence[Pilot], bindings: list[Binding], now: float, most: int) -> float | None:
         """Give away what should be, until there are `most` bindings. Returns in how many seconds to look again."""
@@ -188,8 +191,8 @@ class Spill:
                 continue
             queue.refused = moment, tail_s
             if pilot is not None and (first := queue.head()) is not None:
-                due = self._still_since(queue, first) + self._patience_s(queue, first) + cost_s
-                if queue.due is None or due > queue.due:
+                due = self._still_since(queue, first) + self._patience_s(queue) + cost_s
+                if queue.due is None or abs(due - queue.due) > _LEAST_AGAIN_S:
                     self._set_due(queue, due)
             aside.append(heapq.heappop(busy))
         pool.settled = moment if len(bindings) < most else None
@@ -214,7 +217,7 @@ class Spill:
             heapq.heappop(due)
             tried += 1
             since = self._still_since(queue, head)
-            patience = since + self._patience_s(queue, head)
+            patience = since + self._patience_s(queue)
             if patience <= now:
                 cost_s, pilot = self._elsewhere(head, matcher.views(head.line.request), queue, now)
                 again_s = min(max(_LEAST_AGAIN_S, (now - since) / 2), max(matcher.policy.prefer_wait_s, 1.0))
@@ -239,12 +242,16 @@ class Spill:
         return seconds
 
     def _worth_s(self, head: Waiting, views: Sequence[InputView], queue: Queue, now: float) -> float:
-        """What a unit may cost elsewhere: so that it ends before the last one of its queue would begin at home."""
+        """What a unit may cost elsewhere: so that it ends before the last one of its queue would begin at home.
+
+        Where nothing moves at home, it is likely to take as long again as it has taken by now.
+        """
         matcher, request, place = self._matcher, head.line.request, queue.place
         runtimes = matcher.runtimes
         run_s = runtimes.expected_s(request.kind)
         home_s = matcher.policy.fit_s(request, place.site, views, alone=True, run_s=run_s)
-        return home_s + place.shown_tail_s(runtimes, request.kind, now) - runtimes.shown_s(request.kind, now)
+        worth_s = home_s + place.shown_tail_s(runtimes, request.kind, now) - runtimes.shown_s(request.kind, now)
+        return max(worth_s, now - self._still_since(queue, head) - self._patience_s(queue))
 
     def _elsewhere(
         self,

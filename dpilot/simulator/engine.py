@@ -22,6 +22,8 @@ __all__ = ["Engine"]
 
 #: A policy is not asked again sooner than this if nothing happens: time has to go on.
 _LEAST_RECHECK_S = 1e-6
+#: How often it is asked again in a row where nothing else is going to happen, and it orders nothing.
+_MOST_VAIN = 1000
 
 
 class Engine:
@@ -44,7 +46,7 @@ class Engine:
         self._heap: list[tuple[float, int, Callable[[Any], None], Any]] = []
         self._number = 0
         self._due = False
-        self._recheck = 0
+        self._recheck = self._vain = 0
         numbers = {data.id: number for number, data in enumerate(scenario.data)}
         self._inputs = [tuple(map(numbers.__getitem__, unit.inputs)) for unit in scenario.units]
         self._outputs = {
@@ -120,7 +122,7 @@ class Engine:
     def _step(self) -> None:
         """All that happens at the next moment, and what the policy makes of it."""
         heap = self._heap
-        if not heap:
+        if not heap or self._vain > _MOST_VAIN:
             raise self._stuck()
         self.now = now = heap[0][0]
         while heap and heap[0][0] <= now:
@@ -163,6 +165,8 @@ class Engine:
         self._due |= number == self._recheck
 
     def _obey(self, orders: Orders) -> None:
+        is_vain = not (self._heap or any(orders[:-1]))
+        self._vain = self._vain + 1 if is_vain else 0
         for data, pilot in orders.copies:
             self._at(self.now + self._pools[pilot].spec.delay_s, self._copy, (data, pilot))
         for unit in orders.recalls:

@@ -34,6 +34,19 @@ def test_units_that_are_alike_are_known_after_the_first():
     assert runtimes.expected_s("kind") == 1.0
 
 
+def test_nobody_looks_after_a_kind_none_of_whose_units_run_any_more():
+    """The first one was lost: what it had shown is no reason to look again, and says nothing of the next one."""
+    runtimes = RunTimes()
+    for unit in ("cu-0", "cu-1"):
+        runtimes.begin("kind", unit, 0.0)
+    runtimes.end("cu-0")
+    assert runtimes.unknown_for_s(8.0) == 8.0
+    runtimes.end("cu-1")
+    assert runtimes.unknown_for_s(9.0) is None
+    runtimes.begin("kind", "cu-2", 3600.0)
+    assert runtimes.unknown_for_s(3601.0) == 1.0
+
+
 def test_the_next_one_is_sent_ahead_only_where_the_end_is_known_well_enough():
     runtimes, gap_s = RunTimes(), 0.06
     assert runtimes.follow_s("even", gap_s) == 0.0, "nothing is known, and the next one does not wait for long there"

@@ -124,9 +124,9 @@ def test_a_swamped_site_spills_over_where_that_ends_earlier():
     assert list(bound(m).values()) == ["eu", "eu"]
 
 
-@pytest.mark.parametrize(("wish", "wait_s"), [({}, 0.0), ({"site": EU}, 10.0)], ids=["data", "labels"])
+@pytest.mark.parametrize(("wish", "wait_s"), [({}, 0.0), ({"site": EU}, 5.0)], ids=["data", "labels"])
 def test_no_pilot_is_waited_for_for_ever(wish, wait_s):
-    """For one that has yet to start no longer than it takes to bring what is read to another; for a wish longer."""
+    """For one that has yet to start no longer than it takes to bring what is read to another, and a wish is worth."""
     m = matcher(us=US)
     m.add_pilot("eu", EU, 2)  # starts, and does not come
     submit(m, "u", **wish, **reads(m, "du", EU, nbytes=10 * MB))
@@ -135,6 +135,54 @@ def test_no_pilot_is_waited_for_for_ever(wish, wait_s):
     assert 0.1 < matching.recheck_s - wait_s < 1.0
     assert bound(m, now=wait_s + 0.1) == {}
     assert bound(m, now=wait_s + 1.0) == {"u": "us"}
+
+
+def test_who_is_not_here_is_no_home_to_what_only_it_could_run():
+    """Beside the data there are pilots, but the only one that has the slots for it starts, and others are served."""
+    m = matcher(eu=EU, us=US)
+    m.add_pilot("wide", EU, 4)
+    m.add_worker("us", "us-2", 2)
+    submit(m, "u", slots=4, **reads(m, "du", EU, nbytes=10 * MB))
+    for number in range(20):
+        now = number / 10
+        submit(m, f"n{number}", now=now, site=EU, require=True)
+        found = bound(m, now)
+        m.release(f"n{number}")
+        assert found[f"n{number}"] == "eu"
+        if "u" in found:
+            break
+    assert found["u"] == "us"
+    assert 0.1 < now < 1.0, "it takes as long to bring what it reads"
+
+
+def test_who_has_waited_long_enough_takes_the_first_slots_there_are():
+    """Its home does not come. As long as there were too few slots elsewhere, they were looked for ever less often."""
+    m = matcher(us=US)
+    m.add_pilot("eu", EU, 2)
+    m.runtimes.observe("", 0.5)
+    submit(m, "narrow", site=US, require=True)
+    assert set(bound(m)) == {"narrow"}
+    submit(m, "wide", slots=2, **reads(m, "du", EU, nbytes=100 * MB))
+    now = 0.0
+    while now < 50.0:
+        assert bound(m, now) == {}
+        now += 0.5
+    m.release("narrow")
+    assert bound(m, now) == {"wide": "us"}
+
+
+def test_a_home_is_not_waited_for_as_long_as_it_would_have_been_worth_once():
+    """When it was worked out first, nothing was known of the way to the other place; by now it is."""
+    m = matcher(us=US)
+    m.add_pilot("eu", EU, 2)
+    submit(m, "u", **reads(m, "du", EU, nbytes=500 * MB))
+    assert m.match(0.0).recheck_s > 10.0
+    for _ in range(5):
+        m.policy.links.observe(EU, US, 500 * MB, 1.0)
+    m.release("nobody")
+    now = m.match(0.1).recheck_s + 0.1
+    assert now < 5.0
+    assert bound(m, now) == {"u": "us"}
 
 
 def test_a_stream_of_narrow_units_does_not_starve_a_wide_one():

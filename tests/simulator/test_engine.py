@@ -81,6 +81,23 @@ def test_without_a_pilot_left_it_says_who_waits():
         simulate(bag(1, ends_s=0.5), "random")
 
 
+def test_who_asks_to_be_asked_again_for_ever_is_stuck_too():
+    class Asks(RandomPilot):
+        name = "asks"
+
+        def decide(self, now):
+            return Orders(recheck_s=1.0)
+
+    with pytest.raises(PlacementError, match=r"1 units are left .* asks leaves cu-0 waiting"):
+        simulate(bag(1), Asks())
+
+
+def test_a_kind_whose_first_unit_was_lost_does_not_go_on_for_ever():
+    """dpilot looked now and then at how long it had run by now."""
+    with pytest.raises(PlacementError, match=r"1 units are left at 1 s .* dpilot leaves cu-0"):
+        simulate(bag(1, ends_s=0.5), "dpilot")
+
+
 def test_messages_take_time():
     # bind: 1 s there; run; the slot is given again when the end is known, and the next binding has arrived
     units = tuple(Unit(f"cu-{i}", 1.0) for i in range(2))
