@@ -103,7 +103,7 @@ class Demand(Fleet):
         if (
             first is None
             or first.line is line
-            or head.rank != first.rank
+            or not head.rank == first.rank == before.rank
             or head.order - first.order > _TOGETHER_S
             or line.nbytes_each <= first.line.nbytes_each
         ):

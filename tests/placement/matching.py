@@ -40,6 +40,14 @@ def submit(m, *units, now=0.0, priority=0.0, order=None, **request):
         )
 
 
+def check_that_lines_stand_in_their_queues(m):
+    """Who does not is never looked at: it would wait beside idle slots."""
+    for line in m._lines.values():
+        for queue in line.queues:
+            stands = any(waiting is line.head() for waiting in queue._heads)
+            assert stands is not queue.is_coming, f"{line.head().unit} is not to be found"
+
+
 def reads(m, du, *sites, nbytes=100 * MB):
     m.inputs[du] = InputView(du, nbytes, 1, sites)
     return {"inputs": (du,)}

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from dpilot.placement import InputView, Links, Matcher, Policy, Request, Site
 from dpilot.placement.ways import EARLY_S
+from tests.placement.matching import check_that_lines_stand_in_their_queues
 
 MB = 10**6
 SITES = [Site("eu", "e0"), Site("eu", "e1"), Site("us", "u0"), Site("lab", "l0")]
@@ -115,16 +116,18 @@ def test_a_stream_of_later_units_never_starves_one(shapes, victim, others):
     assert "victim" in clock.bound_at, f"not bound at {clock.now} s, after {number} others"
 
 
-@settings(max_examples=80, deadline=None)
-@given(shapes=pilots, wanted=st.lists(requests, min_size=1, max_size=30))
-def test_all_that_can_run_does_and_no_slot_stays_idle_for_ever(shapes, wanted):
+@settings(max_examples=600, deadline=None)
+@given(shapes=pilots, kinds=st.lists(requests, min_size=1, max_size=5), draw=st.randoms(use_true_random=True))
+def test_all_that_can_run_does_and_no_slot_stays_idle_for_ever(shapes, kinds, draw):
+    """Of each kind there are several, some of them urgent."""
     clock = Clock(world(shapes))
     able = 0
-    for number, request in enumerate(wanted):
+    for number in range(draw.randrange(60)):
+        request = draw.choice(kinds)
         able += feasible(shapes, request)
-        clock.submit(f"u{number}", request, order=number)
+        clock.submit(f"u{number}", request, order=number, priority=draw.choice([0.0, 0.0, 1.0]))
     while clock.step():
-        pass
+        check_that_lines_stand_in_their_queues(clock.m)
     assert len(clock.bound_at) == able
     assert len(clock.m.transit) == 0
 

@@ -3,7 +3,17 @@
 import pytest
 
 from dpilot.placement import Links, Matcher, Policy, Site
-from tests.placement.matching import EU, LAB, MB, US, bound, matcher, reads, submit
+from tests.placement.matching import (
+    EU,
+    LAB,
+    MB,
+    US,
+    bound,
+    check_that_lines_stand_in_their_queues,
+    matcher,
+    reads,
+    submit,
+)
 
 
 def test_nothing_is_bound_before_a_slot_is_free():
@@ -135,6 +145,24 @@ def test_no_pilot_is_waited_for_for_ever(wish, wait_s):
     assert 0.1 < matching.recheck_s - wait_s < 1.0
     assert bound(m, now=wait_s + 0.1) == {}
     assert bound(m, now=wait_s + 1.0) == {"u": "us"}
+
+
+def test_an_urgent_unit_does_not_have_others_like_it_forgotten():
+    """It was submitted after them, and they would follow it, ahead of what reads less."""
+    m = matcher(eu=EU, us=US)
+    submit(m, "x", "y", order=0, site=EU, require=True)
+    assert set(bound(m)) == {"x", "y"}
+    here = {"site": EU, "require": True}
+    submit(m, "little", order=1, **here, **reads(m, "du-1", EU, nbytes=10 * MB))
+    much = reads(m, "du-2", EU, nbytes=100 * MB)
+    submit(m, "a", "b", order=2, **here, **much)
+    submit(m, "urgent", order=4, priority=1.0, **here, **much)
+    order = []
+    for ended in ("x", "urgent", "little", "a", "b"):
+        m.release(ended)
+        order += bound(m)
+    assert order == ["urgent", "little", "a", "b"]
+    check_that_lines_stand_in_their_queues(m)
 
 
 def test_who_is_not_here_is_no_home_to_what_only_it_could_run():

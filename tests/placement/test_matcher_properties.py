@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from dpilot.placement import InputView, Matcher, Policy, Request, Site
+from tests.placement.matching import check_that_lines_stand_in_their_queues
 
 SITES = [Site("eu", "e"), Site("us", "u"), Site("eu"), Site()]
 KINDS = ["tiny", "long", "unknown"]
@@ -280,6 +281,11 @@ class Matching(RuleBasedStateMachine):
             assert len(m) == len(self.requests)
             held = {unit for pilot in m._pilots.values() for unit in pilot.slots.reservations}
             assert held == set(self.running)
+
+    @invariant()
+    def the_first_unit_of_a_line_stands_in_each_of_its_queues(self):
+        for m in self.matchers:
+            check_that_lines_stand_in_their_queues(m)
 
     @invariant()
     def slots_are_kept_only_for_who_waits_for_them(self):
