@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from math import ceil
 
 from dpilot.placement.links import Links
 from dpilot.placement.topology import Site
@@ -14,15 +15,19 @@ __all__ = ["Outputs"]
 
 #: By what part what units write must have changed before places are chosen anew for it.
 _NOTABLE = 2.0
+#: What a unit is taken to write before one of its kind has ended: so little that it decides nothing but between places
+#: that are equally good otherwise.
+_UNKNOWN_NBYTES = 1.0
 
 
 class Outputs:
     """What units write.
 
-    How much is learned by kind of work (an exponentially weighted mean), and counts once it is known. What bound units
-    will write takes ways that others need, too: of those that are bound to the sites at a way's end, each writes once
-    in the time that it runs and delivers, so the way of another one is as much longer as what all of them have to
-    deliver exceeds the time that it runs for. That is the asymptotic bound of a closed queue (Muntz and Wong, 1974).
+    How much is learned by kind of work (an exponentially weighted mean); until one has ended, it is hardly anything.
+    What bound units will write takes ways that others need, too: of those that are bound to the sites at a way's end,
+    each writes once in the time that it runs and delivers, so the way of another one is as much longer as what all of
+    them have to deliver exceeds the time that it runs for. That is the asymptotic bound of a closed queue (Muntz and
+    Wong, 1974). Over a link of which nothing is known all that may well take longer.
 
     Parameters
     ----------
@@ -47,14 +52,17 @@ class Outputs:
         before = self._mean.get(kind)
         mean = float(nbytes) if before is None else before + WEIGHT * (nbytes - before)
         mean = self._mean[kind] = mean if mean >= 1.0 else 0.0
-        told = self._told.get(kind, 0.0)
+        told = self._told_of(kind)
         if not told / _NOTABLE <= mean <= told * _NOTABLE:
             self._told[kind] = mean
             self.version += 1
 
+    def _told_of(self, kind: str) -> float:
+        return self._told.get(kind, _UNKNOWN_NBYTES)
+
     def sites(self, request: Request) -> tuple[Site, ...]:
-        """Where what a request writes may go to; of what is not known to write anything, nowhere."""
-        if not request.outputs or not self._told.get(request.kind):
+        """Where what a request writes may go to; of what is known to write nothing, nowhere."""
+        if not request.outputs or not self._told_of(request.kind):
             return ()
         return tuple(dict.fromkeys(site for sites in request.outputs for site in sites))
 
@@ -66,13 +74,15 @@ class Outputs:
         request : Request
         site : Site
         run_s : float or None
-            How long it runs before that: what others have to deliver counts. None: it does not.
+            How long it runs before that: what others have to deliver counts, and that nobody knows the link. None:
+            what is expected of it alone.
         """
         if not request.outputs:
             return 0.0
         own_s = owed_s = 0.0
         for home, nbytes in self._deliveries(request, site):
-            own_s += self._links.transfer_s(site, home, nbytes, 1, alone=True)
+            way_s = self._links.transfer_s(site, home, nbytes, 1, alone=True)
+            own_s += way_s if run_s is None else way_s * self._links.doubt(site, home, nbytes)
             if run_s is not None:
                 for way, _ in self._links.ways(site, home, nbytes):
                     owed_s = max(owed_s, self._owed_s.get(way, 0.0))
@@ -83,9 +93,9 @@ class Outputs:
         seconds = self.cost_s(request, site)
         if seconds:
             owed = [
-                taken
+                (way, way_s * self._links.doubt(site, home, nbytes))
                 for home, nbytes in self._deliveries(request, site)
-                for taken in self._links.ways(site, home, nbytes)
+                for way, way_s in self._links.ways(site, home, nbytes)
             ]
             for way, way_s in owed:
                 self._owed_s[way] += way_s
@@ -109,7 +119,7 @@ class Outputs:
 
         Not those that stay in the datacenter, which is taken to be wide: what little differs there is chance.
         """
-        nbytes = int(self._told.get(request.kind, 0.0) / len(request.outputs))
+        nbytes = ceil(self._told_of(request.kind) / len(request.outputs))
         if nbytes:
             for sites in request.outputs:
                 if not any(map(site.is_near, sites)) and sites:

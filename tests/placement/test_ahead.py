@@ -419,10 +419,14 @@ def test_what_cannot_be_brought_on_trial_is_not_ordered_again_at_once():
 
 
 def test_who_needs_nothing_brought_where_it_was_given_a_place_is_bound_at_once():
-    """Its outputs would have it at eu, to where its data has yet to come; it is given us, where that is."""
+    """Its outputs would have it at eu, which is busy, and its data has yet to come; it is given us, where that is."""
     m = brings_ahead(eu=EU, us=US)
     m.observe("", 1.0)
     m.outputs.observe("", 120 * MB)
+    m.policy.links.observe(US, EU, 100 * MB, 2.04)
+    m.observe("long", 5.0)
+    submit(m, "busy", kind="long", site=EU, require=True)
+    assert bound(m) == {"busy": "eu"}
     submit(m, "a", outputs=((EU,),), **reads(m, "du", US))
     matching = m.match(0.0)
     assert matching.copies == []

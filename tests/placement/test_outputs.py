@@ -11,19 +11,36 @@ HOME = ((Site("eu"),),)
 
 def known(nbytes: int = 100 * MB) -> Outputs:
     """Outputs of a kind that writes so much, over links that carry 50 MB/s."""
-    outputs = Outputs(Links())
+    links = Links()
+    for site in (US, LAB):
+        links.observe(site, EU, 100 * MB, 2.04)
+    outputs = Outputs(links)
     outputs.observe("k", nbytes)
     return outputs
+
+
+def test_over_a_link_that_nobody_knows_it_may_take_longer_where_that_matters():
+    outputs, ask = Outputs(Links()), request((EU,))
+    outputs.observe("k", 100 * MB)
+    assert outputs.cost_s(ask, US) == pytest.approx(2.04)
+    assert outputs.cost_s(ask, US, run_s=1.0) == pytest.approx(3 * 2.04)
+    outputs.begin("a", ask, US)
+    assert outputs.cost_s(ask, US, run_s=1.0) == pytest.approx(3 * 2.04 + 3 * 2.0 - 1.0)
 
 
 def request(*homes: tuple[Site, ...], kind: str = "k") -> Request:
     return Request("cds", kind, outputs=homes)
 
 
-def test_nothing_is_known_of_a_kind_before_one_has_ended():
+def test_before_one_of_a_kind_has_ended_it_writes_hardly_anything():
     outputs = known()
-    assert outputs.cost_s(request((EU,), kind="other"), US) == 0.0
-    assert outputs.sites(request((EU,), kind="other")) == ()
+    other = request((EU,), kind="other")
+    assert outputs.cost_s(other, US) == pytest.approx(0.04, abs=1e-3)  # a link's latency
+    assert outputs.cost_s(other, EU) == 0.0
+    assert outputs.sites(other) == (EU,)
+    outputs.observe("other", 0)
+    assert outputs.cost_s(other, US) == 0.0
+    assert outputs.sites(other) == ()
     assert outputs.cost_s(Request("cds", "k"), US) == 0.0
     assert outputs.sites(request((EU,), (LAB, EU))) == (EU, LAB)
 
@@ -70,14 +87,17 @@ def test_units_go_to_where_their_outputs_go():
 
 
 def test_before_it_is_known_how_much_they_write_they_go_anywhere_and_then_are_placed_anew():
+    """First to where it goes, though, as long as one may well end soon and tell."""
     m = matcher(eu=EU, us=US)
     submit(m, *"abcdefgh", outputs=HOME)
-    assert sorted(bound(m).values()) == ["eu", "eu", "us", "us"]
+    assert list(bound(m).values()) == ["eu", "eu"]
+    assert list(bound(m, 4.9).values()) == []
+    assert list(bound(m, 5.2).values()) == ["us", "us"]
     m.outputs.observe("", 1000 * MB)  # 20 s to bring home
     m.observe("", 1.0)
     for unit in "abcd":
         m.release(unit)
-    assert bound(m, 1.0) == {"e": "eu", "f": "eu"}
+    assert bound(m, 6.0) == {"e": "eu", "f": "eu"}
     assert m.held("e") is not None
     assert "h" in m
 
@@ -155,12 +175,12 @@ def test_a_decision_tells_what_the_way_home_costs():
 
 
 def test_many_that_write_much_do_not_crowd_the_way_home():
-    """Once it is known what they write: as many go elsewhere as the way carries while the home does the rest."""
+    """Once their ways are known, and what they write: as many go elsewhere as the way can carry meanwhile."""
     far = Link(12.5 * MB, 0.02, distance=Distance.OTHER_DATACENTER)
     sites = {"eu": 4, "us": 8, "ap": 8}
     scenario = Scenario(
         tuple(Pilot(site, slots, site, f"{site}-1") for site, slots in sites.items()),
-        tuple(Unit(f"cu-{n}", 5.0, outputs=(f"du-{n}",), submitted_s=100.0 if n > 3 else 0.0) for n in range(40)),
+        tuple(Unit(f"cu-{n}", 5.0, outputs=(f"du-{n}",), submitted_s=100.0 if n > 11 else 0.0) for n in range(40)),
         (Store("store", "eu", "eu-1"),),
         tuple(Data(f"du-{n}", 100 * MB) for n in range(40)),
         (far,),
