@@ -2,8 +2,9 @@
 
 ``python -m benchmarks.anything`` draws pilots that come late, are lost or end, with and without machine labels, stores,
 data units, links and units, runs each policy, and divides each makespan by the least of that world. What a policy takes
-for granted (that pilots are there, links are known, units are alike) is not so in most of them. It tells the worst
-seeds, for a closer look.
+for granted (that pilots are there, links are known, units are alike) is not so in most of them. With ``--demanding``
+units also ask for slots, labels, pilots and priorities, and read what others write. It tells the worst seeds, for a
+closer look.
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ from __future__ import annotations
 import json
 import random
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import click
 
-from dpilot.errors import PilotError
+from dpilot.errors import PilotError, PlacementError
 from dpilot.monitor.tables import text_table
 from dpilot.placement import Distance
 from dpilot.simulator import Data, Link, Pilot, Scenario, Store, Unit, Uplink, simulate
 
-__all__ = ["measure", "world"]
+__all__ = ["demanding", "measure", "world"]
 
 MB = 10**6
 POLICIES = ("dpilot", "most-bytes", "delay", "random", "round-robin")
@@ -94,6 +96,60 @@ def _outputs(
     return there, (*data, *written), writers
 
 
+def demanding(seed: int) -> Scenario:
+    """A world whose units may need several slots, a site or a pilot, come by priority, and read what others write.
+
+    Raises
+    ------
+    PilotError
+        If no pilot could run one of its units.
+    """
+    scenario, draw = world(seed), random.Random(f"demands of {seed}")
+    units = list(scenario.units)
+    if draw.random() < 0.4:
+        slots, part = draw.choice([2, 2, 4, 8]), draw.choice([0.05, 0.2, 0.5, 1])
+        units = [replace(unit, slots=slots) if draw.random() < part else unit for unit in units]
+    if draw.random() < 0.3:
+        sites, part = [pilot.datacenter for pilot in scenario.pilots], draw.choice([0.1, 0.5, 1])
+        units = [_at(unit, draw.choice(sites)) if draw.random() < part else unit for unit in units]
+    if draw.random() < 0.2:
+        units = [replace(unit, priority=draw.choice([0.0, 0.0, 1.0, 5.0])) for unit in units]
+    if draw.random() < 0.15:
+        part = draw.choice([0.1, 0.5])
+        units = [replace(u, pilot=draw.choice(scenario.pilots).id) if draw.random() < part else u for u in units]
+    return _flow(draw, replace(scenario, units=tuple(units), name=f"demanding world {seed}"))
+
+
+def _at(unit: Unit, datacenter: str | None) -> Unit:
+    return replace(unit, datacenter=datacenter, affinity="require")
+
+
+def _flow(draw: random.Random, scenario: Scenario) -> Scenario:
+    """In two of three worlds each unit writes a data unit, and some read those of others before them."""
+    width, depth = draw.choice([2, 4, 8, 40]), draw.choice(["none", "chains", "reduce", "fan", "stages", "stages"])
+    if depth == "none" or any(unit.outputs for unit in scenario.units):
+        return scenario
+    mean_nbytes = draw.choice([0.1, 1, 20, 200]) * MB
+    written = [Data(f"out-{unit.id}", int(mean_nbytes * draw.choice([0.2, 1, 1, 3]))) for unit in scenario.units]
+    units = []
+    for number, (unit, output) in enumerate(zip(scenario.units, written, strict=True)):
+        begin = number - number % width  # of the group that it belongs to
+        if depth == "chains":
+            read = written[number - 1 : number] if number > begin else []
+        elif depth == "reduce":
+            read = written[begin:number] if number == begin + width - 1 else []
+        elif depth == "fan":
+            read = written[begin : begin + 1] if number > begin else []
+        else:
+            before = written[max(0, begin - width) : begin]
+            read = draw.sample(before, min(2, len(before)))
+        inputs = (*unit.inputs, *(data.id for data in read))
+        units.append(replace(unit, inputs=inputs, outputs=(output.id,)))
+    used = {home for one in scenario.data for home in one.replicas}
+    stores = tuple(store for store in scenario.stores if store.id in used) or scenario.stores
+    return replace(scenario, stores=stores, data=(*scenario.data, *written), units=tuple(units))
+
+
 def _pilot(draw: random.Random, id: str, site: str, machine: str | None) -> Pilot:
     """One that may come late, with or without being announced, be lost, end, be far away, or be fast or slow."""
     arrives_s = draw.choice([1.0, 5.0, 20.0]) if draw.random() < 0.35 else 0.0
@@ -113,44 +169,56 @@ def _pilot(draw: random.Random, id: str, site: str, machine: str | None) -> Pilo
     )
 
 
-def measure(seeds: Iterable[int]) -> dict[str, dict[int, float]]:
+def measure(seeds: Iterable[int], draw: Callable[[int], Scenario] = world) -> dict[str, dict[int, float]]:
     """Run all policies.
 
     Parameters
     ----------
     seeds : iterable of int
+    draw : function
+        :func:`world` or :func:`demanding`.
 
     Returns
     -------
     dict
-        By policy and seed: its makespan over the least of all policies.
+        By policy and seed: its makespan over the least of all policies; infinite if it has left units that lost their
+        only pilot. Worlds in which all of them do are left out.
     """
     found: dict[str, dict[int, float]] = {policy: {} for policy in POLICIES}
     for seed in seeds:
         try:
-            scenario = world(seed)
+            scenario = draw(seed)
         except PilotError:
             continue  # nobody could run it
-        makespans_s = {policy: simulate(scenario, policy, trace=False).makespan_s for policy in POLICIES}
+        makespans_s = {policy: _makespan_s(scenario, policy) for policy in POLICIES}
         for policy, makespan_s in makespans_s.items():
-            found[policy][seed] = makespan_s / min(makespans_s.values())
+            if min(makespans_s.values()) < inf:
+                found[policy][seed] = makespan_s / min(makespans_s.values())
     return found
+
+
+def _makespan_s(scenario: Scenario, policy: str) -> float:
+    try:
+        return simulate(scenario, policy, trace=False).makespan_s
+    except PlacementError:
+        return inf
 
 
 @click.command()
 @click.option("--worlds", default=600, show_default=True, help="How many random worlds.")
 @click.option("--first", default=0, show_default=True, help="The first seed.")
+@click.option("--demanding", "is_demanding", is_flag=True, help="Worlds whose units ask for more.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def main(worlds: int, first: int, as_json: bool) -> None:
+def main(worlds: int, first: int, is_demanding: bool, as_json: bool) -> None:
     """Compare policies in random worlds."""
-    found = measure(range(first, first + worlds))
+    found = measure(range(first, first + worlds), demanding if is_demanding else world)
     if as_json:
         print(json.dumps(found))
         return
     rows: list[list[Any]] = []
     for policy, ratios in found.items():
-        ordered = sorted(ratios.values())
-        near = sum(ratio <= 1.15 for ratio in ordered) / len(ordered)
+        near = sum(ratio <= 1.15 for ratio in ratios.values()) / len(ratios)
+        ordered = sorted(ratio for ratio in ratios.values() if ratio < inf)
         row = [statistics.fmean(ordered), statistics.median(ordered), ordered[len(ordered) * 95 // 100], ordered[-1]]
         rows.append([policy, *(f"{ratio:.2f}" for ratio in row), f"{near:.0%}"])
     print(f"Makespan over the least of these policies, in {len(found['dpilot'])} random worlds.\n")
