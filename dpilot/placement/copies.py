@@ -138,7 +138,7 @@ class Copies:
         carrier = _carrier(option.place)
         assert carrier is not None, f"{option.place.site} was chosen and has no workers"
         for view in option.missing:
-            self._matcher.transit.begin_copy(view, option.place.site, now)
+            self._matcher.transit.begin_copy(view, option.place.site, now, carrier.slots.gap_s)
             copies.append(Copying(view.id, carrier.name, option.place.site))
         if goes and line.queues[0].place is not option.place:
             self._settle(line, option.place, now)

@@ -67,8 +67,11 @@ class Transit:
             self.freed += 1
         self.room_at = None
 
-    def begin(self, unit: str, views: Iterable[InputView], site: Site, now: float) -> None:
-        """`unit` was bound at `site`: inputs that are not on that machine have to be brought."""
+    def begin(self, unit: str, views: Iterable[InputView], site: Site, now: float, gap_s: float = 0.0) -> None:
+        """`unit` was bound at `site`: inputs that are not on that machine have to be brought.
+
+        Messages take `gap_s` seconds there and back, so that it is as much later heard that they are there.
+        """
         keys = []
         for view in views:
             if site.machine is not None and site in view.sites:
@@ -81,10 +84,10 @@ class Transit:
                     continue
                 seconds = self._links.transfer_s(source, site, view.nbytes, view.n_files)
                 overdue_s = _LATE * seconds * self._links.doubt(source, site, view.nbytes)
-                way = self._ways[key] = _Way(view, source, now, seconds, overdue_s)
+                way = self._ways[key] = _Way(view, source, now + gap_s, seconds, overdue_s)
                 self._links.begin(source, site, view.nbytes, view.n_files)
                 self._served[view.id, source] = self._served.get((view.id, source), 0) + 1
-                self._look_at(now + _LATE * seconds, key, way)
+                self._look_at(way.begun + _LATE * seconds, key, way)
             if unit not in way.units:  # it may name an input twice
                 way.units[unit] = None
                 keys.append(key)
@@ -161,9 +164,9 @@ class Transit:
         """Whether something is on its way for `unit`."""
         return unit in self._of
 
-    def begin_copy(self, view: InputView, site: Site, now: float) -> None:
-        """A data unit is brought to a machine ahead of all units."""
-        self.begin(_copy(view.id, site), (view,), site, now)
+    def begin_copy(self, view: InputView, site: Site, now: float, gap_s: float = 0.0) -> None:
+        """A data unit is brought to a machine ahead of all units; for the gap see :meth:`begin`."""
+        self.begin(_copy(view.id, site), (view,), site, now, gap_s)
         if (way := self._ways.get((view.id, site))) is not None:
             self._copies[view.id, site] = way
 

@@ -493,3 +493,15 @@ def test_who_waits_for_a_link_to_be_tried_goes_on_if_that_hangs():
         submit(m, f"u{number}", pilot="p", **reads(m, f"du-{number}", Site("eu", "disk"), nbytes=MB))
     assert len(bound(m)) == 1
     assert len(bound(m, 1.0)) >= 1  # much longer than it should have taken
+
+
+def test_what_is_brought_is_not_late_before_the_message_can_be_there():
+    """It takes 10 ms, and messages 200 ms there and back: units were taken back over and over again."""
+    m = matcher(eu=EU, us=US)
+    m.set_gap("us", 0.2)
+    submit(m, "u", site=US, require=True, **reads(m, "du", Site("us"), nbytes=5 * MB))
+    assert bound(m) == {"u": "us"}
+    assert m.transit.left_s("du", US, 0.0) == pytest.approx(0.212)
+    assert m.transit.look(0.2) == []
+    assert not m.transit.is_overdue("du", US)
+    assert m.transit.look(0.4) == [("du", US)]
