@@ -40,7 +40,7 @@ def where(units: list[ComputeUnit]) -> list[str]:
     return [unit.get_details()["pilot"] for unit in units]
 
 
-def test_units_that_write_much_run_where_it_goes_to_once_that_is_known(
+def test_units_that_write_run_where_it_goes_to(
     pcs: PilotComputeService, pds: PilotDataService, cds: ComputeDataService, tmp_path: Path
 ) -> None:
     pilots = [
@@ -57,8 +57,9 @@ def test_units_that_write_much_run_where_it_goes_to_once_that_is_known(
     eu, us = (pilot.id for pilot in pilots)
     assert [pilot.wait_running(LONG_S) for pilot in pilots] == ["Running"] * 2
     pds.create_pilot({"service_url": f"file://{tmp_path / 'store'}", "affinity_datacenter_label": "us"})
-    assert sorted(where(cds.submit_compute_unit_batch(writes(2)))) == sorted([eu, us])  # nothing is known yet
-    assert where(cds.submit_compute_unit_batch(writes(1))) == [us]
+    assert where(cds.submit_compute_unit_batch(writes(2))) == [us] * 2  # though nothing is known yet
+    there = {"affinity_datacenter_label": "eu", "affinity": "require"}
+    assert where(cds.submit_compute_unit_batch(writes(1, **there))) == [eu]
     units = cds.submit_compute_unit_batch(writes(4))
     assert where(units) == [us] * 4
     cost_s = {row.pilot: row.output_s for row in units[0].explain().rows}
