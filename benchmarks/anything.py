@@ -89,11 +89,14 @@ def _outputs(
     """In some worlds units write, to the stores that have what is read; others are not there then."""
     if draw.random() >= 0.3:
         return stores, tuple(data), tuple(units)
-    used = {home for one in data for home in one.replicas}
-    there = tuple(store for store in stores if store.id in used)
     written = tuple(Data(f"out-{unit.id}", int(mean_nbytes * draw.choice([0.1, 0.5, 1]))) for unit in units)
     writers = tuple(replace(unit, outputs=(one.id,)) for unit, one in zip(units, written, strict=True))
-    return there, (*data, *written), writers
+    return _holding(stores, data), (*data, *written), writers
+
+
+def _holding(stores: Iterable[Store], data: Iterable[Data]) -> tuple[Store, ...]:
+    used = {home for one in data for home in one.replicas}
+    return tuple(store for store in stores if store.id in used)
 
 
 def demanding(seed: int) -> Scenario:
@@ -125,7 +128,7 @@ def _at(unit: Unit, datacenter: str | None) -> Unit:
 
 
 def _flow(draw: random.Random, scenario: Scenario) -> Scenario:
-    """In two of three worlds each unit writes a data unit, and some read those of others before them."""
+    """In most worlds each unit writes a data unit, and some read those of others before them."""
     width, depth = draw.choice([2, 4, 8, 40]), draw.choice(["none", "chains", "reduce", "fan", "stages", "stages"])
     if depth == "none" or any(unit.outputs for unit in scenario.units):
         return scenario
@@ -145,8 +148,7 @@ def _flow(draw: random.Random, scenario: Scenario) -> Scenario:
             read = draw.sample(before, min(2, len(before)))
         inputs = (*unit.inputs, *(data.id for data in read))
         units.append(replace(unit, inputs=inputs, outputs=(output.id,)))
-    used = {home for one in scenario.data for home in one.replicas}
-    stores = tuple(store for store in scenario.stores if store.id in used) or scenario.stores
+    stores = _holding(scenario.stores, scenario.data)
     return replace(scenario, stores=stores, data=(*scenario.data, *written), units=tuple(units))
 
 

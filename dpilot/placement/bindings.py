@@ -72,7 +72,6 @@ class Bindings(Demand):
         self._pilot_of[unit] = pilot
         if views:
             self.transit.begin(unit, views, pilot.site, now, pilot.slots.gap_s)
-        if views:
             self._staging[unit] = waiting
         elif request.slots == 1 and pilot.slots.gap_s > LEAST_GAP_S and not reservation.waits:
             self.begun.append((unit, request.kind, None))

@@ -55,23 +55,18 @@ class Spill:
             heapq.heappush(pool.busy, (-tail_s, queue.number, queue))
             pool.settled = None
         if queue.due is None:
-            self._set_due(queue, self._still_since(queue, head) + self._patience_s(queue))
+            self._set_due(queue, self._still(queue, head)[1])
 
-    def _patience_s(self, queue: Queue) -> float:
-        """How long to wait for a home at which nothing moves, beside what another place costs.
+    def _still(self, queue: Queue, head: Waiting) -> tuple[float, float]:
+        """Since when nothing has moved at a home, and until when that is waited for, beside what another place costs.
 
-        Not at all for one that has no worker for it yet: nobody knows when it will.
+        Not at all where no worker is here yet that could run what waits: nobody knows when one will be. That others are
+        bound there is no move, then.
         """
-        return self._matcher.policy.prefer_wait_s if self._is_here(queue) else 0.0
-
-    @staticmethod
-    def _is_here(queue: Queue) -> bool:
-        """Whether a pilot of the home has workers that could run what waits."""
-        return any(pilot.is_here_for(queue.need) for pilot in queue.place.pilots.values())
-
-    def _still_since(self, queue: Queue, head: Waiting) -> float:
-        """Since when nothing has moved. What others are bound for, where nobody could run the first, is no move."""
-        return max(head.since, queue.place.last_bound) if self._is_here(queue) else head.since
+        if not any(pilot.is_here_for(queue.need) for pilot in queue.place.pilots.values()):
+            return head.since, head.since
+        since = max(head.since, queue.place.last_bound)
+        return since, since + self._matcher.policy.prefer_wait_s
 
     @staticmethod
     def _set_due(queue: Queue, due: float) -> None:
@@ -191,7 +186,7 @@ class Spill:
                 continue
             queue.refused = moment, tail_s
             if pilot is not None and (first := queue.head()) is not None:
-                due = self._still_since(queue, first) + self._patience_s(queue) + cost_s
+                due = self._still(queue, first)[1] + cost_s
                 if queue.due is None or abs(due - queue.due) > _LEAST_AGAIN_S:
                     self._set_due(queue, due)
             aside.append(heapq.heappop(busy))
@@ -216,8 +211,7 @@ class Spill:
                 return
             heapq.heappop(due)
             tried += 1
-            since = self._still_since(queue, head)
-            patience = since + self._patience_s(queue)
+            since, patience = self._still(queue, head)
             if patience <= now:
                 cost_s, pilot = self._elsewhere(head, matcher.views(head.line.request), queue, now)
                 again_s = min(max(_LEAST_AGAIN_S, (now - since) / 2), max(matcher.policy.prefer_wait_s, 1.0))
@@ -251,7 +245,7 @@ class Spill:
         run_s = runtimes.expected_s(request.kind)
         home_s = matcher.policy.fit_s(request, place.site, views, alone=True, run_s=run_s)
         worth_s = home_s + place.shown_tail_s(runtimes, request.kind, now) - runtimes.shown_s(request.kind, now)
-        return max(worth_s, now - self._still_since(queue, head) - self._patience_s(queue))
+        return max(worth_s, now - self._still(queue, head)[1])
 
     def _elsewhere(
         self,

@@ -165,7 +165,7 @@ class Engine:
         self._due |= number == self._recheck
 
     def _obey(self, orders: Orders) -> None:
-        is_vain = not (self._heap or any(orders[:-1]))
+        is_vain = not (self._heap or any(orders[:-1]))  # all but when to ask again
         self._vain = self._vain + 1 if is_vain else 0
         for data, pilot in orders.copies:
             self._at(self.now + self._pools[pilot].spec.delay_s, self._copy, (data, pilot))
