@@ -102,10 +102,12 @@ class _Lanes:
         self._quick_s = quick_s
         self._free = asyncio.Semaphore(_SHARES)
         self._more = _SHARES_OF_ALL - _SHARES
+        self._turn = threading.Lock()
 
-    def submit(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> Future[_T]:
-        """Have a share brought, once there is a connection for it."""
-        return asyncio.run_coroutine_threadsafe(self._carry(work), get_loop())
+    def submit(self, works: Iterable[Callable[[], Coroutine[Any, Any, _T]]]) -> list[Future[_T]]:
+        """Have the shares of an object brought, as there are connections for them: all before those of another one."""
+        with self._turn:
+            return [asyncio.run_coroutine_threadsafe(self._carry(work), get_loop()) for work in works]
 
     async def _carry(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         waits = self._free.locked()
@@ -168,7 +170,7 @@ class Bucket:
         Over a long way a connection begins slowly; and one that begins beside others on a full link may stay so slow
         that it takes ten times as long as they do.
         """
-        coming = [self._lanes.submit(partial(self._share, key, share)) for share in shares]
+        coming = self._lanes.submit([partial(self._share, key, share) for share in shares])
         for further in coming[1:]:
             further.add_done_callback(lambda _: _shared.release())
         try:

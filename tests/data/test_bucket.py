@@ -218,13 +218,36 @@ def test_connections_are_as_many_as_the_way_makes_use_of(quick_s: float) -> None
         await asyncio.sleep(0.01)  # others begin meanwhile, if they may
         under_way.remove(number)
 
-    for coming in [lanes.submit(partial(bring, number)) for number in range(20 * bucket._SHARES)]:
+    for coming in lanes.submit([partial(bring, number) for number in range(20 * bucket._SHARES)]):
         coming.result()
     assert order == sorted(order)
     if quick_s:
         assert bucket._SHARES < max(counts) <= bucket._SHARES_OF_ALL
     else:
         assert max(counts) == bucket._SHARES
+
+
+def test_of_two_objects_at_once_one_comes_first() -> None:
+    """Were their shares mixed, the first one would come when both have."""
+    lanes, order = bucket._Lanes(0.0), list[int]()
+    ready = threading.Barrier(4)
+
+    async def bring(number: int) -> None:
+        order.append(number)
+        await asyncio.sleep(0.001)
+
+    def read(number: int) -> None:
+        ready.wait(LONG_S)
+        for coming in lanes.submit([partial(bring, number)] * 200):
+            coming.result()
+
+    threads = [threading.Thread(target=read, args=[number]) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG_S)
+    assert order == sorted(order, key=list(dict.fromkeys(order)).index)
+    assert len(order) == 800
 
 
 def test_a_connection_that_breaks_is_taken_up_where_it_broke(s3: S3) -> None:
