@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
-from math import ceil, inf
+from math import ceil, inf, log2
 
 from dpilot.placement.copies import MOST_ZONES, Copying, Option
 from dpilot.placement.demand import Demand
@@ -30,6 +30,11 @@ __all__ = ["Ahead", "Copying"]
 _MOST_QUEUES, _MOST_MOVABLE = 4, 4
 #: What part of a run is little to wait for, and what part of one is worth a way that takes so little.
 _LITTLE, _NOTABLE = 0.1, 0.25
+#: What would end sooner by less than twice this part of what its home has to do is not worth its way: both places would
+#: have half of it each.
+_SLIGHT = 0.05
+#: While fewer units wait, each counts; of more, so many steps make twice as many.
+_FINE = 16
 #: A link is tried for what is hoped to take at least so long: to wait for less costs little.
 _WORTH_A_TRIAL_S = 1.0
 #: Lines that would be sent if there was a way: where to, and how many seconds of work for each slot there.
@@ -62,7 +67,7 @@ class Ahead(Wanted):
         for pool in matcher.pools:
             if (len(pool.zones) > 1 or pool.wanting) and self._has_way(pool, now):
                 self._see_to(pool, copies, now)
-                self._send(pool, copies, now)
+                self._relieve(pool, copies, now, is_idle)
         return copies
 
     def _has_way(self, pool: Pool, now: float) -> bool:
@@ -77,6 +82,23 @@ class Ahead(Wanted):
         if soonest < inf:
             self._try_at(soonest)
         return not pool.zones
+
+    def _relieve(self, pool: Pool, copies: list[Copying], now: float, is_idle: bool) -> None:
+        """Send what waits at swamped homes elsewhere, unless little can have changed since there was none to send."""
+        matcher = self._matcher
+        known = matcher.policy.links.version, matcher.runtimes.n_known
+        moment = matcher.transit.freed, *known, pool.version, _steps(len(matcher))
+        seen, until, soon = pool.sent
+        if is_idle or seen != moment or now >= min(until, soon):
+            before, self.next_at = self.next_at, None
+            n_sent = len(copies)
+            longest_s = -pool.busy[0][0] if pool.busy else 0.0
+            self._send(pool, copies, now)
+            until = inf if self.next_at is None else self.next_at
+            self.next_at = before
+            pool.sent = moment if len(copies) == n_sent else (), until, now + _SLIGHT / 2 * longest_s
+        if until < inf:
+            self._try_at(until)
 
     def _send(self, pool: Pool, copies: list[Copying], now: float) -> None:
         busy, aside = pool.busy, list[tuple[float, int, Queue]]()
@@ -127,6 +149,8 @@ class Ahead(Wanted):
         for has_way, (_, option) in sorted(nearest.items(), reverse=True):
             # What it has to bring, for it is a guess; and where others lack data, the ways are theirs.
             spare_s = tail_s - (max(run_s, option.stage_s) if is_wanted else run_s) / 2 - option.score
+            if run_s < spare_s < 2 * _SLIGHT * tail_s:
+                continue
             if run_s >= spare_s:
                 # Units that run for long beside what their way takes are counted in whole rounds: of a few that wait
                 # for more slots, the last one ends when what runs has ended and it has run itself.
@@ -193,3 +217,8 @@ class Ahead(Wanted):
                 begins_s = max(stage_s, free_s)
                 # Of about equal ones, that which has less to do until then.
                 yield begins_s + free_s / 10, Option(begins_s, place, missing, stage_s)
+
+
+def _steps(waiting: int) -> int:
+    """Another number whenever notably more or fewer units wait."""
+    return waiting if waiting < _FINE else int(_FINE * (1 + log2(waiting / _FINE)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Hashable, Iterator
 from itertools import islice
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from dpilot.placement.agenda import Agenda
@@ -319,7 +320,7 @@ class Place:
         What waits for the places around it, it gets an even part of.
         """
         if not self.slots:
-            return float("inf")
+            return inf
         seconds = (self.backlog_s + _work_s(self.below, runtimes)) / self.slots
         place = self.parent
         while place is not None:
@@ -388,6 +389,8 @@ class Pool:
         self.late: LazyHeap[tuple[float, int, Line]] = LazyHeap(_is_coming)
         # What was so when nothing more could be brought for them, and when that is to be tried again, if at any time.
         self.seen_to: tuple[tuple[int, ...], float | None] = (), None
+        # The same of what waits at homes that are swamped, and till when they have about as much to do.
+        self.sent: tuple[tuple[int, ...], float, float] = (), inf, inf
         self.agenda: Agenda[Line] = Agenda()  # where they are to run
         self.zones: dict[str | None, Place] = {}  # by datacenter
         self.machines: dict[str, list[Place]] = {}

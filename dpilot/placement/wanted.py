@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from dpilot.placement.agenda import Copy, Venue
 from dpilot.placement.copies import MOST_ZONES, Copies, Copying, Option
+from dpilot.placement.homes import is_far
 from dpilot.placement.lines import Line
 from dpilot.placement.places import Place, Pool
 from dpilot.placement.sequence import Flow, foremost
@@ -65,11 +66,29 @@ class Wanted(Copies):
         seen, until = pool.seen_to
         if seen != moment or (until is not None and now >= until):
             before, self.next_at = self.next_at, None
-            self._bring_wanted(pool, copies, now)
+            if self._may_bring(pool, now):
+                self.next_at = None
+                self._bring_wanted(pool, copies, now)
             until, self.next_at = self.next_at, before
             pool.seen_to = (*moment[:3], len(pool.wanting)), until
         if until is not None:
             self._try_at(until)
+
+    def _may_bring(self, pool: Pool, now: float) -> bool:
+        """Whether a way has room over which a few lines may have something brought: else to think of it is in vain."""
+        if len(pool.wanting) > _MOST_TOGETHER:
+            return True
+        smallest: dict[tuple[Site, ...], InputView] = {}  # by where it is: there is room for the smallest first
+        for *_, line in pool.wanting:
+            for view in self._matcher.views(line.request):
+                if view.sites not in smallest or view.nbytes < smallest[view.sites].nbytes:
+                    smallest[view.sites] = view
+        return any(
+            self._has_room((view,), zone.site, now)
+            for view in smallest.values()
+            for zone in pool.zones.values()
+            if is_far((view,), zone.site)
+        )
 
     def _bring_wanted(self, pool: Pool, copies: list[Copying], now: float) -> None:
         wanting = pool.wanting

@@ -3,6 +3,8 @@
 import pytest
 
 from dpilot.placement import InputView, Links, Matcher, Policy, Site
+from dpilot.placement.ahead import Ahead
+from dpilot.placement.wanted import Wanted
 from tests.placement.matching import EU, LAB, MB, US, bound, brings_ahead, reads, submit
 
 
@@ -96,6 +98,52 @@ def test_data_is_sent_if_that_brings_half_a_unit_or_if_others_need_the_ways_half
         submit(m, f"lacks-{number}", order=1, site=EU, require=True, **reads(m, f"at-lab-{number}", LAB, nbytes=MB))
     copies = {(copy.du, copy.site) for copy in m.match(0.0).copies}
     assert copies == ({("at-lab-0", EU)} if n_lacking else {("at-eu", US)})
+
+
+@pytest.mark.parametrize(("n_eu", "n_copies"), [(108, 0), (116, 1)])
+def test_what_evens_out_little_is_not_worth_bytes(n_eu, n_copies):
+    """us has 100 to do: of the rest of the makespan, half of what eu has more could be saved."""
+    m = brings_ahead(eu=EU, us=US)
+    m.runtimes.observe("", 0.1)
+    for name, site, n in (("eu", EU, n_eu), ("us", US, 100)):
+        for number in range(2):
+            units = (f"{name}-{number}-{n}" for n in range(n // 2))
+            submit(m, *units, order=0, **reads(m, f"at-{name}-{number}", site, nbytes=MB))
+    assert len(m.match(0.0).copies) == n_copies
+
+
+def test_while_no_way_has_room_it_is_not_thought_of_what_is_brought_next(monkeypatch):
+    thoughts = []
+    think = Wanted._bring_wanted
+    monkeypatch.setattr(Wanted, "_bring_wanted", lambda *those: thoughts.append(think(*those)))
+    m = brings_ahead(eu=EU, us=US)
+    for number in range(6):
+        submit(m, f"cu-{number}", **reads(m, f"du-{number}", LAB, nbytes=100 * MB))
+    assert len(m.match(0.0).copies) == 1
+    assert len(thoughts) == 1
+    submit(m, "another", **reads(m, "du-6", LAB, nbytes=100 * MB))
+    assert m.match(0.1).copies == []
+    assert len(thoughts) == 1
+    submit(m, "small", **reads(m, "du-7", LAB, nbytes=1000))
+    assert m.match(0.2).copies == []
+    assert [copy.du for copy in m.match(2.1).copies] == ["du-7"], "it need not wait till the link is known"
+
+
+def test_it_is_not_looked_for_what_could_be_sent_after_each_of_many(monkeypatch):
+    looks = []
+    look = Ahead._send
+    monkeypatch.setattr(Ahead, "_send", lambda *those: looks.append(look(*those)))
+    m = brings_ahead(eu=EU, us=US)
+    m.runtimes.observe("", 0.01)
+    for name, site in (("eu", EU), ("us", US)):
+        submit(m, *(f"{name}-{n}" for n in range(200)), order=0, **reads(m, f"at-{name}", site, nbytes=MB))
+    now, done = 0.0, 0
+    while (bindings := m.match(now).bindings) and len(m) > 100:
+        now, done = now + 0.01, done + len(bindings)
+        for binding in bindings:
+            m.release(binding.unit)
+    assert done > 250
+    assert len(looks) < done / 6
 
 
 def test_of_equally_near_places_data_is_sent_to_the_one_that_has_less_to_do():
