@@ -148,15 +148,19 @@ class Description(dict[str, Any], Generic[Spec]):
         DescriptionError
             It names the key, its value and what to write instead.
         """
+        given = set()
         for name in self:
-            if name not in self._keys:
+            if name in self._keys:
+                given.add(self._keys[name].attribute)
+            else:
                 # Its value may be a secret that was meant for storage_options.
                 raise DescriptionError(
                     f"{name!r} is not a key of a {type(self).__name__}; {did_you_mean(name, self._keys)}",
                     field=str(name),
                     value=self[name],
                 )
-        values = {row.attribute: value for row in self._rows for value in self._parsed(row)}
+        rows = [row for row in self._rows if row.required or row.attribute in given]
+        values = {row.attribute: value for row in rows for value in self._parsed(row)}
         return self._finish(self._spec(**values))
 
     def _finish(self, spec: Spec) -> Spec:
