@@ -39,6 +39,7 @@ from dpilot.placement import Request
 from dpilot.runtime import adapter
 from dpilot.runtime.records import DataRecord, StoreRecord
 from dpilot.runtime.scheduler import PLUGIN, PilotPlugin
+from dpilot.runtime.session import collect_seldom
 from dpilot.runtime.work import Call, UnitTask
 from dpilot.runtime.worker import run_unit
 from dpilot.states import State
@@ -280,6 +281,7 @@ async def _nbytes(bench: _Bench, n: int, units: bool) -> float:
 
 
 async def _measure(case: Case, memory: int, limit: int | None) -> dict[str, Any]:
+    collect_seldom()  # as in any process of a scheduler
     scheduler = await Scheduler(host="127.0.0.1", port=0, dashboard=False, dashboard_address="127.0.0.1:0")
     client = await Client(scheduler.address, asynchronous=True, set_as_default=False)
     await client.register_plugin(PilotPlugin())

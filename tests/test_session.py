@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 from types import SimpleNamespace
@@ -78,6 +79,17 @@ def test_an_interrupt_while_the_embedded_scheduler_starts_leaves_none_behind(
     assert Session._sessions == before
     assert Session._embedded is None
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.cluster
+def test_garbage_is_looked_for_less_often_as_long_as_there_is_an_embedded_scheduler() -> None:
+    before = gc.get_threshold()
+    session = Session._embed()
+    try:
+        assert gc.get_threshold() == tuple(3 * threshold for threshold in before)
+    finally:
+        session.close()
+    assert gc.get_threshold() == before
 
 
 def test_a_second_interrupt_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:

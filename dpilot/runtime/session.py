@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import copy
+import gc
 import logging
 import pickle
 import queue
@@ -34,12 +35,23 @@ from dpilot.runtime.worker import UnitPlugin, run_unit
 from dpilot.states import State
 from dpilot.urls import ObjectURL
 
-__all__ = ["Follower", "Future", "Listener", "Session", "future_key"]
+__all__ = ["Follower", "Future", "Listener", "Session", "collect_seldom", "future_key"]
 
 logger = logging.getLogger(__name__)
 
 #: After how long a thread that waits looks again, by itself.
 _LOOK_S = 1.0
+_SELDOM = 3  # as `dask scheduler` has it
+
+
+def collect_seldom() -> tuple[int, int, int]:
+    """Have Python look for garbage less often in the process of a scheduler; returns the thresholds that it had.
+
+    Tasks and units are many objects and no garbage: to look through them takes about as long as to schedule them.
+    """
+    usual = gc.get_threshold()
+    gc.set_threshold(*(_SELDOM * threshold for threshold in usual))
+    return usual
 
 
 class Follower(Protocol):
@@ -124,6 +136,7 @@ class Session:
         self._waiting: dict[threading.Condition, Callable[[], bool]] = {}  # threads, and what each waits for
         self.is_lost = False
         self.is_closing = False
+        self._usual = gc.get_threshold()  # how often garbage is looked for without an embedded scheduler
         self.carrier = Carrier(self._tell_of_job, self.reach, int(config.get("data.transfers-per-worker")))
         self._handles: weakref.WeakValueDictionary[str, Follower] = weakref.WeakValueDictionary()
         self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
@@ -199,7 +212,9 @@ class Session:
             scheduler_kwargs={"dashboard": bool(dashboard)},
             silence_logs=logging.ERROR,  # that results are gone with their pilot is no news
         )
-        return cls(Client(cluster, set_as_default=False), cluster)
+        session = cls(Client(cluster, set_as_default=False), cluster)
+        session._usual = collect_seldom()
+        return session
 
     @classmethod
     def _connect(cls, address: str) -> Session:
@@ -241,6 +256,7 @@ class Session:
         self.client.close()
         if self.cluster is not None:
             self.cluster.close()
+            gc.set_threshold(*self._usual)
 
     @classmethod
     def close_all(cls) -> None:
