@@ -69,14 +69,14 @@ def world(seed: int) -> Scenario:
         submitted_s = draw.random() * mean_s * 4 if draw.random() < 0.2 else 0.0
         inputs = tuple(dict.fromkeys(f"du-{which}" for which in read))
         units.append(Unit(f"cu-{number}", run_s, inputs, kind=f"kind-{kind}", submitted_s=submitted_s))
-    stores, data, units = _outputs(random.Random(f"outputs of {seed}"), stores, data, units, mean_nbytes)
+    stores, all_data, all_units = _outputs(random.Random(f"outputs of {seed}"), stores, data, units, mean_nbytes)
     bytes_per_s, latency_s = draw.choice([1.25, 12.5, 12.5, 125, 1250]) * MB, draw.choice([0.0005, 0.02, 0.08])
     links = (
         Link(bytes_per_s, latency_s, distance=Distance.OTHER_DATACENTER),
         Link(1250 * MB, 0.0005, distance=Distance.SAME_DATACENTER),
     )
     uplinks = tuple(Uplink(site, bytes_per_s, bytes_per_s) for site in sites) if draw.random() < 0.6 else ()
-    return Scenario(tuple(pilots), units, stores, data, links, uplinks, name=f"world {seed}", seed=seed)
+    return Scenario(tuple(pilots), all_units, stores, all_data, links, uplinks, name=f"world {seed}", seed=seed)
 
 
 def _outputs(

@@ -82,7 +82,7 @@ def measure(
     list of Row
         Those of dpilot have a ``ratio``, where there is a baseline: its speed over that of the best one.
     """
-    rows = []
+    rows: list[Row] = []
     with s3_server(directory / "s3", ["units"]) as options:
         for number, nbytes in ((1, large), (files, file_nbytes)):
             source = directory / "source"
@@ -276,7 +276,7 @@ def _length(data: StagedData) -> int:
 def _counted(endpoint: str) -> Iterator[tuple[str, Callable[[], int]]]:
     """A way to a server on which the bytes that it sends are counted: its URL, and how many there were."""
     to = urlsplit(endpoint)
-    count = 0
+    count, url, stop, ready = 0, "", asyncio.Event(), threading.Event()
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, counts: bool) -> None:
         nonlocal count
@@ -304,7 +304,6 @@ def _counted(endpoint: str) -> Iterator[tuple[str, Callable[[], int]]]:
         await stop.wait()
         server.close()
 
-    url, stop, ready = "", asyncio.Event(), threading.Event()
     loop = asyncio.new_event_loop()
 
     def run() -> None:

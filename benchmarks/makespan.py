@@ -139,7 +139,7 @@ def measure(case: Case, seeds: Iterable[int], evaluations: int = 150, others: It
     dict
         Medians; ``worst`` is of makespan over plan, or over the bound if there is none.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for seed in seeds:
         plain = case(seed)
         scenario = far_away(plain)
@@ -162,7 +162,7 @@ def measure(case: Case, seeds: Iterable[int], evaluations: int = 150, others: It
             }
         )
     found: dict[str, Any] = {name: _median(row[name] for row in rows) for name in rows[0]}
-    found["worst"] = max(row["bound"] if row["plan"] is None else row["plan"] for row in rows)
+    found["worst"] = max(row["plan"] or row["bound"] for row in rows)
     return found
 
 

@@ -8,10 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +31,7 @@ class Clock:
     """Counts the processor time of the scheduler's event loop, and of what the monitor does in it."""
 
     def __init__(self) -> None:
-        self.spent_s: Counter[str] = Counter()
+        self.spent_s: defaultdict[str, float] = defaultdict(float)
         self.calls: Counter[str] = Counter()
         self.start()
         idle = SimpleNamespace(call=lambda *args: None)
@@ -88,7 +88,8 @@ def _clock_on(dask_scheduler: Any) -> None:
 
 
 def _clock_off(dask_scheduler: Any, what: str) -> dict[str, Any]:
-    return dask_scheduler.monitor_clock.row(what)
+    row: dict[str, Any] = dask_scheduler.monitor_clock.row(what)
+    return row
 
 
 def running(n: int, page: bool) -> dict[str, Any]:
@@ -138,7 +139,7 @@ def _scheduler() -> Iterator[str]:
 def _look(dask_scheduler: Any, names: list[str]) -> None:
     from dpilot.monitor.views import VIEWS
 
-    watch = dask_scheduler.plugins["dpilot"].observers._observers[0]
+    watch: Any = dask_scheduler.plugins["dpilot"].observers._observers[0]
     clock = dask_scheduler.monitor_clock
     watch.looks = lambda: [VIEWS[name](watch) for name in names]
     clock.watch(watch, "looks")
@@ -169,7 +170,7 @@ async def _held(n_units: int, n_pilots: int) -> list[dict[str, Any]]:
     async with Scheduler(port=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", dashboard=True) as scheduler:
         plugin = PilotPlugin()
         await plugin.start(scheduler)
-        watch = plugin.observers._observers[0]
+        watch: Any = plugin.observers._observers[0]
         now = time.time()
         details = {"slots": 10, "walltime_s": None, "memory_per_worker_nbytes": None, "gpus_per_worker": 0}
         for i in range(n_pilots):
@@ -202,7 +203,7 @@ async def _held(n_units: int, n_pilots: int) -> list[dict[str, Any]]:
         ]
         rows.append(_timed("one tick (four a second), all pilots changed", watch._tick, 1))
         rows += [
-            _timed(f"/dpilot/api/{name}.json", lambda view=view: json.dumps(view(watch)), 1)
+            _timed(f"/dpilot/api/{name}.json", partial(lambda view: json.dumps(view(watch)), view), 1)
             for name, view in VIEWS.items()
         ]
         panels = [kind.make(watch, "light") for kind in PANELS]

@@ -16,7 +16,7 @@ import statistics
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import click
 
@@ -29,6 +29,9 @@ MB = 10**6
 RUN_S = 0.5
 #: Of the ways that look at every pilot for every unit, so many units are measured.
 FEW = 300
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class Case(NamedTuple):
@@ -128,7 +131,7 @@ class _Watch:
     def __exit__(self, *_: object) -> None:
         self.total_s += time.process_time() - self._begun
 
-    def event(self, work: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    def event(self, work: Callable[_P, _T], *args: _P.args, **options: _P.kwargs) -> _T:
         """Do one thing, and see how long it takes. The processor's time is not asked for: that itself takes long."""
         begun = time.perf_counter()
         answer = work(*args, **options)
@@ -139,8 +142,7 @@ class _Watch:
 def _by_matcher(case: Case, limit: int | None) -> dict[str, Any]:
     """Everything waits; then each slot that comes free is filled, until nothing waits or `limit` units are placed."""
     views, requests = lay(case)
-    matcher = Matcher(Policy(Links()))
-    matcher.inputs.update(views)
+    matcher = Matcher(Policy(Links()), inputs=views)
     matcher.runtimes.observe("work", RUN_S)
     _pilots(case, matcher)
     submitting, joining, placing = _Watch(), _Watch(), _Watch()
@@ -199,8 +201,7 @@ def _nbytes(case: Case) -> float:
     """Bytes that the matcher keeps for each waiting unit; names, requests and views are the caller's."""
     views, requests = lay(case)
     names = [f"cu-{number}" for number in range(case.units)]
-    matcher = Matcher(Policy(Links()))
-    matcher.inputs.update(views)
+    matcher = Matcher(Policy(Links()), inputs=views)
     _pilots(case, matcher)
     matcher.match(0.0)
     gc.collect()
