@@ -38,9 +38,12 @@ class Bindings(Demand):
         first = place.first()
         if first is None:
             return None
-        request, need = waiting.line.request, waiting.line.need
-        if first.slots.idle and first.reserved is None and first.ends_at is None and need.is_plain:
+        if first.slots.idle and first.reserved is None and first.ends_at is None and waiting.line.need.is_plain:
             return first
+        return self._best(place, waiting, queue, now)
+
+    def _best(self, place: Place, waiting: Waiting, queue: Queue | None, now: float) -> Pilot | None:
+        request, need = waiting.line.request, waiting.line.need
         expected_s = self.runtimes.expected_s(request.kind)
         until = self.until(request, now)
 
