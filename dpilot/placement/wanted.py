@@ -76,7 +76,7 @@ class Wanted(Copies):
 
     def _may_bring(self, pool: Pool, now: float) -> bool:
         """Whether a way has room over which a few lines may have something brought: else to think of it is in vain."""
-        if len(pool.wanting) > _MOST_TOGETHER:
+        if len(pool.wanting) > _MOST_TOGETHER or not 0 < len(pool.zones) <= MOST_ZONES:
             return True
         smallest: dict[tuple[Site, ...], InputView] = {}  # by where it is: there is room for the smallest first
         for *_, line in pool.wanting:
