@@ -90,12 +90,8 @@ class Ahead(Wanted):
         moment = matcher.transit.freed, *known, pool.version, _steps(len(matcher))
         seen, until, soon = pool.sent
         if is_idle or seen != moment or now >= min(until, soon):
-            before, self.next_at = self.next_at, None
-            n_sent = len(copies)
-            longest_s = -pool.busy[0][0] if pool.busy else 0.0
-            self._send(pool, copies, now)
-            until = inf if self.next_at is None else self.next_at
-            self.next_at = before
+            n_sent, longest_s = len(copies), -pool.busy[0][0] if pool.busy else 0.0
+            until = self._soonest(lambda: self._send(pool, copies, now))
             pool.sent = moment if len(copies) == n_sent else (), until, now + _SLIGHT / 2 * longest_s
         if until < inf:
             self._try_at(until)

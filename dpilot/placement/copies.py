@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from math import inf
 from typing import NamedTuple
@@ -58,6 +58,13 @@ class Copies:
         if self.next_at is None or at < self.next_at:
             self.next_at = at
 
+    def _soonest(self, look: Callable[[], object]) -> float:
+        """Look for what to bring; returns when to look again, if it is only too soon for something; else never."""
+        before, self.next_at = self.next_at, None
+        look()
+        at, self.next_at = self.next_at, before
+        return inf if at is None else at
+
     def _machine(self, place: Place, line: Line) -> Place | None:
         """The least busy machine of a place that could run a line and has workers."""
         if place.site.machine is not None:
@@ -86,17 +93,22 @@ class Copies:
 
     def _has_room(self, missing: Sequence[InputView], site: Site, now: float) -> bool:
         """Whether the ways of some data units to a site have room for them now; if only it is too soon, till when."""
-        links, next_at = self._matcher.policy.links, 0.0
+        at = self._room_at(missing, site)
+        if now < at < inf:
+            self._try_at(at)
+        return at <= now
+
+    def _room_at(self, missing: Sequence[InputView], site: Site) -> float:
+        """From when on the ways of some data units to a site have room for them, as far as is known."""
+        links, room_at = self._matcher.policy.links, 0.0
         for view, source in self._sources(missing, site):
             at = links.room_at(source, site, view.nbytes, view.n_files)
             if at is None:
-                return False
+                return inf
             # Ways are free at about the same time: who waits for the last one has more to choose from.
             soon_s = _SOON * links.transfer_s(source, site, view.nbytes, view.n_files, alone=True)
-            next_at = max(next_at, at - soon_s)
-        if next_at > now:
-            self._try_at(next_at)
-        return next_at <= now
+            room_at = max(room_at, at - soon_s)
+        return room_at
 
     def is_stalled(self, views: Sequence[InputView], site: Site) -> bool:
         """Whether a link over which some data units would come to a site all but stands."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection
+from math import inf
 
 from dpilot.placement.estimates import RunTimes
 from dpilot.placement.lines import Line, Queue, Waiting
@@ -177,7 +178,7 @@ class Fleet:
         """If data can be brought to a pilot's machine now, or not any more: see anew to lines that lack some."""
         if pilot.can_carry is not could_carry:
             for pool in self._pools_of(pilot):
-                pool.seen_to = (), None
+                pool.seen_to = (), inf
                 if pilot.can_carry:
                     self._came(pilot, pool)
 

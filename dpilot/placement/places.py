@@ -388,7 +388,7 @@ class Pool:
         self.wanting: LazyHeap[tuple[float, float, int, Line]] = LazyHeap(_is_wanting)
         self.late: LazyHeap[tuple[float, int, Line]] = LazyHeap(_is_coming)
         # What was so when nothing more could be brought for them, and when that is to be tried again, if at any time.
-        self.seen_to: tuple[tuple[int, ...], float | None] = (), None
+        self.seen_to: tuple[tuple[int, ...], float] = (), inf
         # The same of what waits at homes that are swamped, and till when they have about as much to do.
         self.sent: tuple[tuple[int, ...], float, float] = (), inf, inf
         self.agenda: Agenda[Line] = Agenda()  # where they are to run

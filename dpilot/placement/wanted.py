@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import islice
+from math import inf
 from typing import NamedTuple
 
 from dpilot.placement.agenda import Copy, Venue
@@ -64,31 +65,31 @@ class Wanted(Copies):
         matcher = self._matcher
         moment = matcher.transit.freed, matcher.policy.links.version, pool.version, len(pool.wanting)
         seen, until = pool.seen_to
-        if seen != moment or (until is not None and now >= until):
-            before, self.next_at = self.next_at, None
-            if self._may_bring(pool, now):
-                self.next_at = None
-                self._bring_wanted(pool, copies, now)
-            until, self.next_at = self.next_at, before
+        if seen != moment or now >= until:
+            until = self._way_at(pool, now)
+            if until <= now:
+                until = self._soonest(lambda: self._bring_wanted(pool, copies, now))
             pool.seen_to = (*moment[:3], len(pool.wanting)), until
-        if until is not None:
+        if until < inf:
             self._try_at(until)
 
-    def _may_bring(self, pool: Pool, now: float) -> bool:
-        """Whether a way has room over which a few lines may have something brought: else to think of it is in vain."""
+    def _way_at(self, pool: Pool, now: float) -> float:
+        """From when on a way has room over which a few lines may have something brought: before, to think is vain."""
         if len(pool.wanting) > _MOST_TOGETHER or not 0 < len(pool.zones) <= MOST_ZONES:
-            return True
+            return now
         smallest: dict[tuple[Site, ...], InputView] = {}  # by where it is: there is room for the smallest first
         for *_, line in pool.wanting:
             for view in self._matcher.views(line.request):
                 if view.sites not in smallest or view.nbytes < smallest[view.sites].nbytes:
                     smallest[view.sites] = view
-        return any(
-            self._has_room((view,), zone.site, now)
-            for view in smallest.values()
-            for zone in pool.zones.values()
-            if is_far((view,), zone.site)
-        )
+        soonest = inf
+        for view in smallest.values():
+            for zone in pool.zones.values():
+                if is_far((view,), zone.site):
+                    soonest = min(soonest, self._room_at((view,), zone.site))
+                    if soonest <= now:
+                        return now
+        return soonest
 
     def _bring_wanted(self, pool: Pool, copies: list[Copying], now: float) -> None:
         wanting = pool.wanting
