@@ -114,9 +114,9 @@ class Reference(NamedTuple):
 #: What an object refers to, or None if it is to be pickled as it is.
 Refer = Callable[[Any], Reference | None]
 
-#: Objects of these types refer to nothing, though what is in those of the second ones may.
 _PLAIN = frozenset((int, float, str, bytes, bool, type(None)))
-_CONTAINERS = frozenset((tuple, list, dict))
+#: Objects of these types refer to nothing themselves, and most are of them; what is in a container may.
+_UNREFERRING = _PLAIN | {tuple, list, dict}
 
 
 class _Dumper(cloudpickle.Pickler):  # type: ignore[misc]
@@ -126,7 +126,7 @@ class _Dumper(cloudpickle.Pickler):  # type: ignore[misc]
         self._found = found
 
     def persistent_id(self, obj: Any) -> Reference | None:
-        if type(obj) in _PLAIN or type(obj) in _CONTAINERS:  # most are
+        if type(obj) in _UNREFERRING:
             return None
         reference = self._refer(obj)
         if reference is not None:
