@@ -10,7 +10,7 @@ from dpilot.placement.decision import Decision, Row, home_of, told
 from dpilot.placement.demand import Demand
 from dpilot.placement.estimates import LEAST_GAP_S
 from dpilot.placement.lines import Line, Queue, Waiting
-from dpilot.placement.places import Pilot, Place
+from dpilot.placement.places import PLAIN, Pilot, Place
 from dpilot.placement.policy import Policy
 from dpilot.placement.views import InputView, PilotView, Request
 from dpilot.placement.ways import WEIGHT
@@ -38,7 +38,7 @@ class Bindings(Demand):
         first = place.first()
         if first is None:
             return None
-        if first.slots.idle and first.reserved is None and first.ends_at is None and waiting.line.need.is_plain:
+        if first.slots.idle and first.reserved is None and first.ends_at is None and waiting.line.need == PLAIN:
             return first
         return self._best(place, waiting, queue, now)
 

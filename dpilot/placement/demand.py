@@ -244,7 +244,8 @@ class Demand(Fleet):
         may_come = ahead and home is not pool.nowhere and home.keeps
         line.is_coming = home is pool.away or (may_come and is_far(views, home.site))
         line.is_asked = False
-        queues = tuple([self._queue(place, line) for place in homes or (home,)])
+        found = [self._queue(place, line) for place in homes or (home,)]
+        queues = tuple(found) if len(found) > 1 else found[0].alone
         line.version = self._version(line)
         before, line.queues = line.queues, queues
         if before != queues:

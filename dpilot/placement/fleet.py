@@ -99,7 +99,6 @@ class Fleet:
         self._fresh.pop(gone, None)
         for pool in (*self._pools.values(), *self._direct.values()):
             self._part(gone, pool)
-        gone.stamp += 1
 
     def set_end(self, pilot: str, ends_at: float | None) -> None:
         """When a pilot will be gone: no unit is placed there that is known to run longer."""

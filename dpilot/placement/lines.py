@@ -92,6 +92,7 @@ class Queue:
     __slots__ = (
         "_heads",
         "_movable",
+        "alone",
         "due",
         "is_coming",
         "key_s",
@@ -118,6 +119,7 @@ class Queue:
         self.key_s: float | None = None  # how long it was when it was last put among the pool's busy ones
         self.due: float | None = None  # when it is to be looked at again even if nothing happens
         self.refused: tuple[Hashable, float] | None = None  # when nothing was worth its way, and how long it was then
+        self.alone = (self,)  # what lines have that stand in no other
         self.lines: dict[Line, None] = {}  # those whose data is coming
         self._heads: LazyHeap[Waiting] = LazyHeap(self._is_head)
         # Lines, those with the least to move for a unit first, of as much the last to come: the first ones will be run
@@ -140,12 +142,7 @@ class Queue:
 
     def head(self) -> Waiting | None:
         """The first unit of all its lines."""
-        heads = self._heads
-        while heads:
-            if self._is_head(heads[0]):
-                return heads[0]
-            heapq.heappop(heads)
-        return None
+        return self._heads.first()
 
     def _is_head(self, waiting: Waiting) -> bool:
         line = waiting.line
@@ -161,11 +158,9 @@ class Queue:
     def movable(self, most: int) -> list[Line]:
         """Some lines, those with the least to move for each unit first."""
         heap, found = self._movable, list[tuple[float, float, int, Line, int]]()
-        while heap and len(found) < most:
-            line, length = heap[0][3:]
-            if not self._stands_here(heap[0]):
-                heapq.heappop(heap)
-            elif line.length < length:
+        while len(found) < most and (first := heap.first()) is not None:
+            line, length = first[3:]
+            if line.length < length:
                 heapq.heappop(heap)
                 self.push_movable(line)
             elif most == 1:

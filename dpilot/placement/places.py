@@ -23,10 +23,12 @@ from dpilot.placement.views import PilotView, Request
 if TYPE_CHECKING:
     from dpilot.placement.lines import Line, Queue
 
-__all__ = ["Need", "Pilot", "Place", "Pool"]
+__all__ = ["PLAIN", "Need", "Pilot", "Place", "Pool"]
 
 #: How many pilots without an idle slot are asked whether they would queue a tiny unit.
 _MOST_ASKED = 32
+#: More than any pilot is loaded.
+_NOT_SHOWN = True, inf
 
 
 class Need(NamedTuple):
@@ -37,16 +39,16 @@ class Need(NamedTuple):
     gpus: int
     site: Site | None
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether any idle slot will do."""
-        return self[:3] == (1, 0, 0) and self.site is None
-
     @classmethod
     def of(cls, request: Request) -> Need:
         """What a request cannot do without."""
         site = request.site if request.require and request.site != (None, None) else None
-        return cls(request.slots, request.memory_nbytes, request.gpus, site)
+        need = cls(request.slots, request.memory_nbytes, request.gpus, site)
+        return PLAIN if need == PLAIN else need
+
+
+#: What any idle slot meets.
+PLAIN = Need(1, 0, 0, None)
 
 
 class Pilot:
@@ -60,8 +62,10 @@ class Pilot:
         "gpus",
         "memory_nbytes",
         "name",
+        "offered",
         "places",
         "reserved",
+        "shown",
         "site",
         "slots",
         "stamp",
@@ -81,6 +85,8 @@ class Pilot:
         self.places: list[Place] = []
         self.reserved: Queue | None = None  # the line at the head of this queue waits for its slots
         self.stamp = 0  # how often it has changed
+        self.offered = 0  # as of which change its places know of its room; what they know of earlier ones is void
+        self.shown = _NOT_SHOWN  # as how loaded it stands at any of them, at the most
         self._counted_s = 0.0
         self._view: tuple[int, PilotView] | None = None
 
@@ -135,19 +141,30 @@ class Pilot:
     def changed(self) -> None:
         """Take in that its slots, or what they hold, have changed."""
         self.stamp += 1
-        slots = self.slots
-        more_s = slots.backlog_s - self._counted_s
-        self._counted_s = slots.backlog_s
-        room = slots.has_room(0.0)
-        entry = (slots.idle == 0, self.load, self.name, self.stamp, self)
-        for place in self.places:
-            place.backlog_s = max(0.0, place.backlog_s + more_s)  # rounded, it could be less than none
-            if room:
+        backlog_s = self.slots.backlog_s
+        more_s = backlog_s - self._counted_s
+        if more_s:
+            self._counted_s = backlog_s
+            for place in self.places:
+                place.backlog_s += more_s
+                if place.backlog_s < 0.0:  # rounded, it could be less than none
+                    place.backlog_s = 0.0
+        rank = self.rank
+        if rank < self.shown and self.slots.has_room(0.0):  # else its places see for themselves when it is its turn
+            self.shown, self.offered = rank, self.stamp
+            entry = *rank, self.name, self.stamp, self
+            for place in self.places:
                 place.offer(entry)
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """How loaded it is: whether all its slots are taken, and its load."""
+        return self.slots.idle == 0, self.load
 
     def enter(self, place: Place) -> None:
         """Belong to a place, too."""
         self.places.append(place)
+        self.shown = _NOT_SHOWN
         place.pilots[self.name] = self
         place.slots += self.declared
         place.backlog_s += self._counted_s
@@ -174,6 +191,7 @@ class Pilot:
         return any(news)
 
 
+#: A pilot as loaded as it was after so many changes; it may be more loaded by now.
 _Entry = tuple[bool, float, str, int, Pilot]
 
 
@@ -190,6 +208,7 @@ class Place:
 
     __slots__ = (
         "_could",
+        "_counts",
         "_room",
         "backlog_s",
         "below",
@@ -212,6 +231,9 @@ class Place:
         self.backlog_s = 0.0  # slot-seconds that its pilots have taken
         self.own: dict[str, int] = {}  # kind of work -> slots asked for by units whose home it is
         self.below: dict[str, int] = {}  # the same, with those of the places in it
+        self._counts = [self.own, self.below]  # and what counts them for the places around it
+        if parent is not None:
+            self._counts += parent._counts[1:]
         self.queues: dict[Hashable, Queue] = {}  # by what they need
         self.coming: dict[Hashable, Queue] = {}  # of lines whose data has yet to come here
         # Lines that have some of their inputs here, and stand elsewhere: rank, weight, number, line.
@@ -227,7 +249,8 @@ class Place:
         self._room.push(entry)
 
     def _is_valid(self, entry: _Entry) -> bool:
-        return entry[3] == entry[4].stamp and entry[2] in self.pilots
+        pilot = entry[4]
+        return entry[3] >= pilot.offered and self.pilots.get(pilot.name) is pilot
 
     def is_visit(self, entry: tuple[float, float, int, Line]) -> bool:
         """Whether units of a line still wait, and have their home elsewhere."""
@@ -236,10 +259,7 @@ class Place:
 
     def has_room(self) -> bool:
         """Whether any of its pilots would take any unit."""
-        room = self._room
-        while room and not self._is_valid(room[0]):
-            heapq.heappop(room)
-        return bool(room)
+        return self.first() is not None
 
     def best(self, able: Callable[[Pilot], bool], queues: bool) -> Pilot | None:
         """The least loaded pilot that is able to take a unit now; those with idle slots come first.
@@ -253,14 +273,13 @@ class Place:
         aside: list[_Entry] = []
         found = None
         room, asked = self._room, 0
-        while self.has_room():
-            entry = room[0]
-            if entry[0]:
+        while (pilot := self.first()) is not None:
+            if room[0][0]:
                 asked += 1
                 if not queues or asked > _MOST_ASKED:
                     break
-            if able(entry[4]):
-                found = entry[4]
+            if able(pilot):
+                found = pilot
                 break
             aside.append(heapq.heappop(room))
         for entry in aside:
@@ -278,12 +297,24 @@ class Place:
 
     def first(self) -> Pilot | None:
         """The least loaded pilot that has any room."""
-        return self._room[0][4] if self.has_room() else None
+        room = self._room
+        while (entry := room.first()) is not None:
+            pilot = entry[4]
+            if entry[3] == pilot.stamp:
+                return pilot
+            if pilot.slots.has_room(0.0):
+                rank = pilot.rank
+                pilot.shown = max(rank, pilot.shown)
+                heapq.heapreplace(room, (*rank, pilot.name, pilot.stamp, pilot))
+            else:
+                pilot.shown = _NOT_SHOWN
+                heapq.heappop(room)
+        return None
 
     def open_pilots(self) -> Iterator[Pilot]:
         """The pilots that have any room, roughly the least loaded first."""
         for entry in self._room:
-            if self._is_valid(entry):
+            if self._is_valid(entry) and entry[4].slots.has_room(0.0):
                 yield entry[4]
 
     def could(self, need: Need) -> bool:
@@ -308,11 +339,11 @@ class Place:
 
     def count(self, kind: str, slots: int) -> None:
         """So many slots more (or fewer) are asked for by units whose home it is."""
-        _add(self.own, kind, slots)
-        place: Place | None = self
-        while place is not None:
-            _add(place.below, kind, slots)
-            place = place.parent
+        for counts in self._counts:
+            if number := counts.get(kind, 0) + slots:
+                counts[kind] = number
+            else:
+                del counts[kind]
 
     def tail_s(self, runtimes: RunTimes) -> float:
         """Seconds until its slots will have done all that they hold and that waits for them.
@@ -353,14 +384,6 @@ def _is_coming(entry: tuple[float, int, Line]) -> bool:
 
 def _is_due(entry: tuple[float, int, Queue]) -> bool:
     return entry[2].due == entry[0]
-
-
-def _add(counts: dict[str, int], kind: str, slots: int) -> None:
-    number = counts.get(kind, 0) + slots
-    if number:
-        counts[kind] = number
-    else:
-        del counts[kind]
 
 
 def _work_s(counts: dict[str, int], runtimes: RunTimes) -> float:

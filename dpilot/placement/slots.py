@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Sequence
 
 from dpilot.placement.heaps import LazyHeap
@@ -100,7 +99,7 @@ class PilotSlots:
         return units
 
     def _count_idle(self, worker: WorkerSlots) -> None:
-        idle = max(0, worker.slots - worker.busy) if worker.is_open else 0
+        idle = worker.slots - worker.busy if worker.is_open and worker.busy < worker.slots else 0
         self.idle += idle - worker.idle
         worker.idle = idle
 
@@ -122,6 +121,8 @@ class PilotSlots:
         if expected_s >= self.in_flight_s or worker.exclusive or not worker.is_open:
             return worker.idle  # what is so long is not queued
         left_s = (self.in_flight_s + self.gap_s) * worker.slots - worker.backlog_s
+        if left_s <= 0.0:
+            return worker.idle
         queue = int(left_s / max(expected_s, LEAST_UNIT_S) + 1e-6)  # what adds up to a whole unit is one
         return max(worker.idle, queue)
 
@@ -164,10 +165,9 @@ class PilotSlots:
         """The least loaded of the workers that would take a unit of one slot and `expected_s` seconds now."""
         best: Standing | None = None
         for heap in self._by_load.values():
-            while heap and not heap[0].is_valid():
-                heapq.heappop(heap)
-            if heap and (best is None or heap[0] < best) and self._room(heap[0].worker, expected_s) > 0:
-                best = heap[0]
+            first = heap.first()
+            if first and (best is None or first < best) and self._room(first.worker, expected_s) > 0:
+                best = first
         return best.worker if best is not None else None
 
     def _standing(self) -> Iterable[WorkerSlots]:
@@ -214,7 +214,7 @@ class PilotSlots:
             return None
         first = self.workers[shares[0].worker]
         waits = slots == 1 and not first.idle
-        follows = slots == 1 and not waits and not first.vacant
+        follows = slots == 1 and not waits and first.leaving > 0 and not first.vacant
         reservation = Reservation(tuple(shares), expected_s, slots > 1, waits, follows)
         for share in shares:
             worker = self.workers[share.worker]
@@ -252,19 +252,25 @@ class PilotSlots:
         self._change(worker, gone, -1, reservation.expected_s)
 
     def _weigh(self, worker: WorkerSlots, more_s: float) -> None:
-        worker.backlog_s = max(0.0, worker.backlog_s + more_s)
-        self.backlog_s = max(0.0, self.backlog_s + more_s)
+        # Rounded, what is left could be less than nothing. (Here and below no max(): it takes as long as all the rest.)
+        worker.backlog_s += more_s
+        if worker.backlog_s < 0.0:
+            worker.backlog_s = 0.0
+        self._weigh_leaving(more_s)
 
     def _weigh_leaving(self, more_s: float) -> None:
         """What is about to end is work of the pilot still, but holds nobody back at its worker."""
-        self.backlog_s = max(0.0, self.backlog_s + more_s)
+        self.backlog_s += more_s
+        if self.backlog_s < 0.0:
+            self.backlog_s = 0.0
 
     def _change(self, worker: WorkerSlots, share: Share, sign: int, expected_s: float) -> None:
         """A unit takes its share of a worker (`sign` is 1), or gives it back (-1)."""
         worker.busy += sign * share.slots
         self._count_idle(worker)
         self._weigh(worker, sign * share.slots * expected_s)
-        worker.free_nbytes -= sign * share.memory_nbytes
+        if share.memory_nbytes:
+            worker.free_nbytes -= sign * share.memory_nbytes
         if share.gpus and sign > 0:
             worker.free_gpus = [device for device in worker.free_gpus if device not in share.gpus]
         elif share.gpus:
@@ -352,5 +358,6 @@ class PilotSlots:
             worker.exclusive -= reservation.several
             worker.units.discard(unit)
             self._change(worker, share, -1, reservation.expected_s)
-            worker.begin_next(unit)
+            if worker.following:
+                worker.begin_next(unit)
         return True

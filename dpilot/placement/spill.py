@@ -93,12 +93,11 @@ class Spill:
         for place in pilot.places:
             visits = place.visits
             aside: list[tuple[float, float, int, Line]] = []
-            while visits and len(aside) < _MOST_VISITS and len(bindings) < most and pilot.slots.has_room(0.0):
-                line = visits[0][3]
+            while len(aside) < _MOST_VISITS and len(bindings) < most and (visit := visits.first()) is not None:
+                line = visit[3]
                 head = line.head()
-                if head is None or not place.is_visit(visits[0]):
-                    heapq.heappop(visits)  # bound by now, or at home here
-                    continue
+                if head is None or not pilot.slots.has_room(0.0):
+                    break
                 if self._is_worth(head, line.queues[0], pilot, now):
                     bindings.append(self._matcher.bind(head, pilot, now))
                 else:
