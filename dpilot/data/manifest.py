@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,9 +128,18 @@ class Manifest:
         object.__setattr__(self, "_by_name", {entry.name: entry for entry in files})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Manifests go out with every unit that reads: objects would be asked for their fields each time.
+        return Manifest.of_plain, (self.plain(),)
+
+    def plain(self) -> tuple[Any, ...]:
+        """The manifest in plain values, for messages, which are many: :meth:`of_plain` makes it again."""
         files = [(entry.name, entry.nbytes, entry.checksum, entry.producer) for entry in self.files]
-        return _unpickled, (self.du, files, self.created, self.producer)
+        return self.du, files, self.created, self.producer
+
+    @classmethod
+    def of_plain(cls, plain: Sequence[Any]) -> Manifest:
+        """The manifest that :meth:`plain` told."""
+        du, files, created, producer = plain
+        return cls(du, tuple(FileEntry(*entry) for entry in files), created, producer)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -219,10 +228,6 @@ class Manifest:
             document["created"],
             document.get("producer"),
         )
-
-
-def _unpickled(du: str, files: list[tuple[Any, ...]], created: float, producer: str | None) -> Manifest:
-    return Manifest(du, tuple(FileEntry(*entry) for entry in files), created, producer)
 
 
 def _require(row: dict[str, Any], what: str, *keys: str) -> None:

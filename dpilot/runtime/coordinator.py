@@ -33,6 +33,7 @@ from dpilot.runtime import adapter
 from dpilot.runtime.caches import Caches
 from dpilot.runtime.catalogue import Catalogue
 from dpilot.runtime.records import DataRecord, UnitRecord
+from dpilot.runtime.staging import told
 from dpilot.runtime.supply import Supply
 from dpilot.runtime.work import Program, UnitTask
 from dpilot.states import State
@@ -76,7 +77,7 @@ class Coordinator(Supply):
     # ---------------------------------------------------------------- compute units
 
     def _admit(self, task: TaskState, unit: UnitTask, client: str) -> None:
-        record = UnitRecord(unit.id, str(task.key), unit.request.pool, unit.submitted, {client}, unit.request)
+        record = UnitRecord(unit.id, str(task.key), unit.request.pool, unit.submitted, (client,), unit.request)
         record.priority = unit.priority
         record.order = unit.submitted
         record.directory = unit.directory or unit.id
@@ -167,7 +168,7 @@ class Coordinator(Supply):
     def unbound(self, record: UnitRecord) -> str | None:
         """A unit has left its worker, which is returned: None if it was at none."""
         worker, record.worker = record.worker, None
-        for units, then in list(self._leaving):
+        for units, then in self._leaving and list(self._leaving):
             units.discard(record.id)
             if not units:
                 self._leaving.remove((units, then))
@@ -395,7 +396,7 @@ class Coordinator(Supply):
         message: dict[str, Any] = {}
         if record.request.inputs:
             with suppress(PilotError):  # it will ask, and be told
-                message["inputs"] = pickle.dumps(self._inputs(record, self._pilot(pilot)))
+                message["inputs"] = told(self._inputs(record, self._pilot(pilot)))
         if record.request.gpus:
             held = self.matcher.held(record.id)
             assert held is not None

@@ -40,11 +40,16 @@ class Replica:
     _pickled: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        return Replica.of_pickled, (self.pickled(),)
+
+    def pickled(self) -> bytes:
+        """The replica as :meth:`of_pickled` reads it."""
         # Those of a store look alike, and go out with every unit that reads: what to say of them is worked out once.
         if self._pickled is None:
             self._pickled = pickle.dumps((self.pd, self.place, self.distance, self.may_link))
-        return _unpickled, (self._pickled,)
+        return self._pickled
 
-
-def _unpickled(pickled: bytes) -> Replica:
-    return Replica(*pickle.loads(pickled))
+    @classmethod
+    def of_pickled(cls, pickled: bytes) -> Replica:
+        """The replica that :meth:`pickled` told."""
+        return cls(*pickle.loads(pickled))

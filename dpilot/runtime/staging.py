@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,11 +16,22 @@ from dpilot.runtime.jobs import terms
 from dpilot.runtime.places import Place, Replica
 from dpilot.runtime.work import Program, Reference, UnitTask
 
-__all__ = ["Ahead", "Inputs", "StagedData", "Staging"]
+__all__ = ["Ahead", "Inputs", "StagedData", "Staging", "heard", "told"]
 
 
 #: Data unit -> its manifest, and its replicas, nearest first.
 Inputs = dict[str, tuple[Manifest, list[Replica]]]
+
+
+def told(inputs: Inputs) -> bytes:
+    """Inputs as every unit that reads is sent with them: of plain values, for pickle looks up classes each time."""
+    return pickle.dumps([(manifest.plain(), [one.pickled() for one in some]) for manifest, some in inputs.values()])
+
+
+def heard(told: bytes) -> Inputs:
+    """The inputs that :func:`told` told of."""
+    manifests = ((Manifest.of_plain(plain), replicas) for plain, replicas in pickle.loads(told))
+    return {manifest.du: (manifest, [Replica.of_pickled(one) for one in replicas]) for manifest, replicas in manifests}
 
 
 class StagedData:

@@ -30,7 +30,7 @@ from dpilot.runtime.host import Host
 from dpilot.runtime.member import Membership
 from dpilot.runtime.peer import reachable
 from dpilot.runtime.places import Place
-from dpilot.runtime.staging import Ahead
+from dpilot.runtime.staging import Ahead, heard
 from dpilot.runtime.wire import Wire
 from dpilot.runtime.work import Reference, UnitTask
 
@@ -106,7 +106,7 @@ class UnitPlugin(WorkerPlugin):
     def _expect(self, unit: str, details: dict[str, Any]) -> None:
         """A unit is on its way here: what must be brought for it is brought meanwhile."""
         if "inputs" in details:
-            details["inputs"] = pickle.loads(details["inputs"])
+            details["inputs"] = heard(details["inputs"])
             details["ahead"] = Ahead(details["inputs"], self, self.carrier.start)
         self._expected[unit] = details
 
