@@ -219,13 +219,13 @@ class _Bench:
         records, catalogue = self.plugin.records, self.plugin.catalogue
         for number, site in enumerate(case.sites):
             store = Store(f"s3://bucket/{number}", datacenter=site.datacenter, machine=site.machine)
-            record = StoreRecord(f"pd-{number}", "pds-1", 0.0, set(), store, self.client.id)
+            record = StoreRecord(f"pd-{number}", "pds-1", 0.0, (), store, self.client.id)
             record.life.advance(State.Canceled, 0.0)  # so workers are not told of it: of 1,000 stores each
             records.stores[record.id] = record
         views, requests = lay(case)
         numbers = {site: f"pd-{number}" for number, site in enumerate(case.sites)}
         for view in views.values():
-            data = DataRecord(view.id, "cds-1", 0.0, set(), {"replicas": 1})
+            data = DataRecord(view.id, "cds-1", 0.0, (), {"replicas": 1})
             records.data[view.id] = data
             data.life.advance(State.Pending, 0.0)
             manifest = Manifest(view.id, (FileEntry("file", view.nbytes),), 0.0)

@@ -18,7 +18,13 @@ __all__ = ["COMPUTE_UNIT", "DATA_UNIT", "FINAL", "PILOT", "SERVICE", "Lifecycle"
 
 
 class State(str, Enum):
-    """The state of a pilot or unit. Members are strings: ``unit.get_state() == "Running"``."""
+    """The state of a pilot or unit. Members are strings: ``unit.get_state() == "Running"``.
+
+    Attributes
+    ----------
+    is_final : bool
+        Whether an object in this state will never leave it.
+    """
 
     New = "New"
     Pending = "Pending"
@@ -31,13 +37,11 @@ class State(str, Enum):
 
     __str__ = str.__str__
 
-    @property
-    def is_final(self) -> bool:
-        """Whether an object in this state will never leave it."""
-        return self in FINAL
+    def __init__(self, name: str) -> None:
+        self.is_final = name in ("Done", "Failed", "Canceled")  # it is asked for very often
 
 
-FINAL = frozenset({State.Done, State.Failed, State.Canceled})
+FINAL = frozenset(state for state in State if state.is_final)
 _ENDS = frozenset({State.Failed, State.Canceled, State.Unknown})
 
 Table = Mapping[State, frozenset[State]]

@@ -224,7 +224,8 @@ def locality(record: UnitRecord) -> str:
     """How far the input of a unit had to come."""
     if not record.request.inputs:
         return NO_INPUT
-    return LOCALITIES[max((i for i, nbytes in enumerate(record.nbytes) if nbytes), default=0)]
+    _, near, far = record.nbytes
+    return LOCALITIES[2 if far else 1 if near else 0]
 
 
 def site_name(site: Site) -> str:

@@ -75,10 +75,10 @@ class Watch:
 
     def advanced(self, record: Record, before: State) -> None:
         """A record has entered another state."""
+        if record in self._changed:
+            return
         if isinstance(record, UnitRecord):
             # Not worked out now: a tiny unit goes through three states within a tick, and is looked at once.
-            if record in self._changed:
-                return
             if len(self._changed) >= _MOST_CHANGED:
                 self._take_in()
             self._changed[record] = before

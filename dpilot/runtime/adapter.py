@@ -173,7 +173,8 @@ class _Unrunnable(dict[TaskState, float]):
         return iter(self._seen)
 
     def pop(self, task: TaskState, *default: Any) -> Any:
-        self._seen.pop(task, None)
+        if self._seen:  # the hash of a task is a method of Dask's
+            self._seen.pop(task, None)
         return super().pop(task, *default)
 
     def clear(self) -> None:

@@ -55,12 +55,12 @@ class Calls(DataCalls):
     def call_snapshot(self, id: str, client: str) -> dict[str, Any]:
         """All about an object, which the client follows from now on."""
         record = self.records.find(id)
-        record.watchers.add(client)
+        record.follow(client)
         return record.snapshot()
 
     def call_add_service(self, id: str, client: str) -> None:
         """A service begins."""
-        record = ServiceRecord(id, time.time(), {client})
+        record = ServiceRecord(id, time.time(), (client,))
         self.records.services[id] = record
         self.advance(record, State.Running)
         self._pools()
@@ -97,7 +97,7 @@ class Calls(DataCalls):
 
     def call_add_pilot(self, id: str, owner: str, client: str, details: dict[str, Any]) -> None:
         """A pilot is about to be started."""
-        record = PilotRecord(id, owner, time.time(), {client}, details)
+        record = PilotRecord(id, owner, time.time(), (client,), details)
         self.records.pilots[id] = record
         self.matcher.add_pilot(
             id,

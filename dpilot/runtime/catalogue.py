@@ -318,7 +318,7 @@ class Catalogue:
             data = self._records.data.get(manifest.du)
             if data is None:
                 description = {"name": None, "replicas": 1, "datacenter": None, "machine": None}
-                data = DataRecord(manifest.du, owner, now, {client}, description)
+                data = DataRecord(manifest.du, owner, now, (client,), description)
                 data.is_written = True
                 self._records.data[manifest.du] = data
                 self._readers.advance(data, State.Pending)

@@ -46,7 +46,7 @@ class DataCalls(Pools):
 
     def call_add_store(self, id: str, owner: str, client: str, store: Store, used_nbytes: int) -> None:
         """A store, which has been opened."""
-        record = StoreRecord(id, owner, time.time(), {client}, store, client)
+        record = StoreRecord(id, owner, time.time(), (client,), store, client)
         record.used_nbytes = used_nbytes
         self.records.stores[id] = record
         self.advance(record, State.Running)
@@ -130,7 +130,7 @@ class DataCalls(Pools):
         tuple or None
             What the client is to upload, and where to.
         """
-        record = DataRecord(id, owner, time.time(), {client}, description)
+        record = DataRecord(id, owner, time.time(), (client,), description)
         total = nbytes + sum(source.nbytes or 0 for source in (sources or {}).values())
         if is_output or registered:
             stores = []
@@ -162,7 +162,7 @@ class DataCalls(Pools):
 
     def _register(self, data: DataRecord, client: str, store: Store, manifest: Manifest) -> None:
         """Files that lie somewhere already are a data unit's first replica."""
-        place = StoreRecord(new_id("pd"), data.id, time.time(), set(), store, client)
+        place = StoreRecord(new_id("pd"), data.id, time.time(), (), store, client)
         self.records.stores[place.id] = place
         self.advance(place, State.Running)
         for worker in self._pilot_at:

@@ -34,8 +34,9 @@ class Herald:
     def advance(self, record: Record, state: State, at: float | None = None, **extra: Any) -> bool:
         """Change a record's state and tell those who follow it."""
         at = time.time() if at is None else at
-        before = record.life.state
-        if not record.life.advance(state, max(at, record.life.since)):
+        life = record.life
+        before = life.state
+        if not life.advance(state, at if at > life.since else life.since):
             return False
         self.tell(record, state, extra)
         self.observers.advanced(record, before)

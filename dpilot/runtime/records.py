@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from dpilot.data import Manifest, Source, Store
@@ -18,17 +19,32 @@ __all__ = ["DataRecord", "PilotRecord", "Record", "Records", "ServiceRecord", "S
 _NOTHING: frozenset[str] = frozenset()
 
 
+@lru_cache(maxsize=1024)
+def _one(clients: frozenset[str]) -> frozenset[str]:
+    """Of equal sets, one: most units are followed by the same client."""
+    return clients
+
+
 class Record:
     """Base: an id, a life, the clients that follow it, and the error that ended it."""
 
     __slots__ = ("error", "id", "life", "owner", "watchers")
 
-    def __init__(self, id: str, owner: str, life: Lifecycle, watchers: set[str]) -> None:
+    def __init__(self, id: str, owner: str, life: Lifecycle, watchers: Iterable[str]) -> None:
         self.id = id
         self.owner = owner
         self.life = life
-        self.watchers = watchers
+        self.watchers = _one(frozenset(watchers))
         self.error: BaseException | None = None
+
+    def follow(self, client: str) -> None:
+        """A client is told what becomes of it from now on."""
+        self.watchers = _one(self.watchers | {client})
+
+    def unfollow(self, client: str) -> None:
+        """A client is told no more."""
+        if client in self.watchers:
+            self.watchers = _one(self.watchers - {client})
 
     def snapshot(self) -> dict[str, Any]:
         """What a handle is made from."""
@@ -40,7 +56,7 @@ class ServiceRecord(Record):
 
     __slots__ = ("members",)
 
-    def __init__(self, id: str, now: float, watchers: set[str]) -> None:
+    def __init__(self, id: str, now: float, watchers: Iterable[str]) -> None:
         super().__init__(id, "", Lifecycle(SERVICE, now), watchers)
         self.members: dict[str, None] = {}
 
@@ -54,7 +70,7 @@ class PilotRecord(Record):
 
     __slots__ = ("details", "machine", "returns", "site", "slots", "units", "walltime_s", "workers")
 
-    def __init__(self, id: str, owner: str, now: float, watchers: set[str], details: dict[str, Any]) -> None:
+    def __init__(self, id: str, owner: str, now: float, watchers: Iterable[str], details: dict[str, Any]) -> None:
         super().__init__(id, owner, Lifecycle(PILOT, now), watchers)
         self.details = details
         self.slots: int = details["slots"]
@@ -73,15 +89,16 @@ class PilotRecord(Record):
 class StoreRecord(Record):
     """A store. Its credentials are in `store`, which does not show them, and nowhere else."""
 
-    __slots__ = ("asked", "hosts", "opener", "reserved", "seen_at", "site", "store", "units", "used_nbytes")
+    __slots__ = ("asked", "hosts", "opener", "reserved", "seen_at", "site", "sites", "store", "units", "used_nbytes")
 
-    def __init__(self, id: str, owner: str, now: float, watchers: set[str], store: Store, opener: str) -> None:
+    def __init__(self, id: str, owner: str, now: float, watchers: Iterable[str], store: Store, opener: str) -> None:
         super().__init__(id, owner, Lifecycle(SERVICE, now), watchers)
         self.store = store
         self.opener = opener  # the client that made it
         self.hosts: set[str] = set()  # workers that see it as local files
         self.asked: set[str] = set()  # workers that have not said yet whether they do
         self.site = Site(store.datacenter, store.machine)
+        self.sites = (self.site,)  # of all that is only here
         self.seen_at: dict[Distance, Replica] = {}  # how its replicas look from a site so far away, if it has no host
         self.units: dict[str, None] = {}
         self.used_nbytes = 0
@@ -138,7 +155,7 @@ class DataRecord(Record):
         "writers",
     )
 
-    def __init__(self, id: str, owner: str, now: float, watchers: set[str], description: dict[str, Any]) -> None:
+    def __init__(self, id: str, owner: str, now: float, watchers: Iterable[str], description: dict[str, Any]) -> None:
         super().__init__(id, owner, Lifecycle(DATA_UNIT, now), watchers)
         self.description = description
         self.manifest: Manifest | None = None
@@ -225,7 +242,7 @@ class UnitRecord(Record):
         "written_s",
     )
 
-    def __init__(self, id: str, key: str, owner: str, now: float, watchers: set[str], request: Request) -> None:
+    def __init__(self, id: str, key: str, owner: str, now: float, watchers: Iterable[str], request: Request) -> None:
         super().__init__(id, owner, Lifecycle(COMPUTE_UNIT, now), watchers)
         self.key = key
         self.request = request

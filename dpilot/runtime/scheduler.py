@@ -227,7 +227,7 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
         records = self.records
         for table in (records.services, records.pilots, records.stores, records.data, records.units):
             for record in table.values():
-                record.watchers.discard(client)
+                record.unfollow(client)
         self.mover_gone(client)
 
     # ---------------------------------------------------------------- reports of running units
@@ -265,7 +265,7 @@ class PilotPlugin(AccountCalls, SchedulerPlugin):
             self.advance(record, State.Staging, details["at"] - details["seconds"], pilot=record.pilot)
             self.advance(record, State.Running, details["at"])
             self._learn(record, details)
-            brought_s = max((seconds for *_, seconds, _ in details["transfers"]), default=0.0)
+            brought_s = max([seconds for *_, seconds, _ in details["transfers"]], default=0.0)
             self.has_inputs(record, brought_s, details["at"])
         elif what == "overdue" and record.worker == worker:
             self._overdue(record, details["error"])

@@ -166,15 +166,15 @@ class Supply(Herald):
         if pilot is None:
             return
         early = []  # what was brought ahead counts for the first unit that reads it
-        for du in record.request.inputs:
+        for du in record.request.inputs if self._brought else ():
             if (had := self._brought.pop((du, pilot.machine), None)) is not None:
                 early.append((du, had.pd, had.nbytes, had.seconds, had.began))
                 details["read"].setdefault(du, had.pd)
                 nbytes_from[0] -= had.nbytes
                 nbytes_from[had.distance] += had.nbytes
-        record.nbytes = tuple(nbytes_from)
-        found = (details["read"].get(du, "") for du in record.request.inputs)
-        record.read = tuple("" if self._source_site(source) is None else source for source in found)
+                record.nbytes = tuple(nbytes_from)
+        found = [details["read"].get(du, "") for du in record.request.inputs]
+        record.read = tuple([source if self._source_site(source) else "" for source in found])
         record.brought = (*details["transfers"], *early)
         self.observers.staged(record)
         self.matcher.policy.links.now = time.time()
@@ -185,7 +185,8 @@ class Supply(Herald):
                 self.matcher.policy.links.observe(source, pilot.machine, nbytes, seconds, n_files)
             if data is not None:
                 self.caches.add(data, pilot.machine)
-        self._evicted(details["evicted"], pilot.machine)
+        if details["evicted"]:
+            self._evicted(details["evicted"], pilot.machine)
 
     def _learn_of_output(self, record: UnitRecord, store: StoreRecord, manifest: Manifest, seconds: float) -> None:
         """Take in what a unit has written, and how long that took."""

@@ -20,7 +20,7 @@ class DataViews(Mapping[str, InputView]):
         data, stores = self._records.data[du], self._records.stores
         if data.seen is None:
             manifest = data.manifest
-            sites = (*(stores[pd].site for pd in data.replicas), *data.cached)
+            sites = sum((stores[pd].sites for pd in data.replicas), ()) + tuple(data.cached)
             nbytes, n_files = (manifest.nbytes, len(manifest.files)) if manifest else (0, 0)
             data.seen = InputView(du, nbytes, n_files, sites, len(data.replicas))
         return data.seen
