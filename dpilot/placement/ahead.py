@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from itertools import islice, pairwise
+from itertools import islice
 from math import ceil, inf, log2
 
 from dpilot.placement.copies import MOST_ZONES, Copying, Option
 from dpilot.placement.demand import Demand
 from dpilot.placement.homes import is_far
 from dpilot.placement.lines import Line, Queue
-from dpilot.placement.places import Place, Pool
+from dpilot.placement.places import Place, Pool, level_s
 from dpilot.placement.wanted import FEW_WAITING, Wanted
 
 __all__ = ["Ahead", "Copying"]
@@ -39,6 +39,8 @@ _FINE = 16
 _WORTH_A_TRIAL_S = 1.0
 #: Lines that would be sent if there was a way: where to, and how many seconds of work for each slot there.
 _Claims = dict[Line, tuple[Place, float]]
+#: Lines and places, and how many of a line's units are likely to be run there.
+_Parts = dict[tuple[Line, Place], float]
 
 
 class Ahead(Wanted):
@@ -53,6 +55,7 @@ class Ahead(Wanted):
     def __init__(self, matcher: Demand) -> None:
         super().__init__(matcher)
         self._seen: tuple[object, ...] = ()
+        self._parting: _Parts = {}  # lines whose data is on its way to a further home, for a part of their units
 
     def order(self, now: float, is_idle: bool) -> list[Copying]:
         """What is to be brought from now on; `is_idle`: a slot is free that nobody takes."""
@@ -99,6 +102,7 @@ class Ahead(Wanted):
     def _send(self, pool: Pool, copies: list[Copying], now: float) -> None:
         busy, aside = pool.busy, list[tuple[float, int, Queue]]()
         claims: _Claims = {}
+        self._parting = {part: units for part, units in self._parting.items() if self._is_parting(*part)}
         while busy and len(aside) < _MOST_QUEUES:
             entry = busy[0]
             queue = entry[2]
@@ -156,12 +160,31 @@ class Ahead(Wanted):
                     continue
             all_s = ceil(line.length / option.place.slots) * run_s
             if has_way:
-                self._bring(line, option, copies, now, goes=all_s < spare_s)
+                goes = all_s < spare_s
+                if not goes:  # both places are to be done at once
+                    self._parting[line, option.place] = spare_s / 2 / run_s * option.place.slots
+                self._bring(line, option, copies, now, goes)
             else:
                 claims[line] = option.place, line.length * run_s / option.place.slots
             return has_way
         spare_s = tail_s - 1.5 * run_s
         return not is_wanted and True in nearest and self._try(line, nearest[True][1], spare_s, copies, now)
+
+    def _is_parting(self, line: Line, place: Place) -> bool:
+        """Whether data of a line that still waits is on its way to a place."""
+        transit = self._matcher.transit
+        coming = (transit.left_s(du, place.site, 0.0) is not None for du in line.request.inputs)
+        return line.length > 0 and any(coming)
+
+    def _free_s(self, place: Place, line: Line, now: float) -> float:
+        """When a place will have done what it has, with what others are about to take from it, or to give to it."""
+        run_s, seconds = self._matcher.runtimes.shown_s(line.request.kind, now), 0.0
+        for (other, target), units in self._parting.items():
+            if target is place:
+                seconds += min(units, other.length) * run_s / place.slots
+            elif other.queues[0].place is place:
+                seconds -= min(units, other.length) * run_s / place.slots
+        return max(0.0, self._tail_s(place, line, now) + seconds)
 
     def _try(self, line: Line, option: Option, spare_s: float, copies: list[Copying], now: float) -> bool:
         """Bring what would be worth its way if its link is no slower than others, while the line goes on at home.
@@ -177,22 +200,14 @@ class Ahead(Wanted):
         return is_worth
 
     def _home_tail_s(self, line: Line, homes: Sequence[Place], run_s: float, now: float) -> float:
-        """When all that waits at a line's homes would be done: they have its own work together, who is free first most.
-
-        It counts as work of the first of them (:meth:`Place.count`).
-        """
-        own_s = line.length * run_s
-        tails = [(self._tail_s(home, line, now) + self._site_s(line, home), home.slots) for home in homes if home.slots]
-        if homes[0].slots:
-            tails[0] = tails[0][0] - own_s / homes[0].slots, homes[0].slots
-        tails.sort()
-        slots = 0
-        for (tail_s, more), (next_s, _) in pairwise([*tails, (inf, 0)]):
-            slots += more
-            if own_s <= slots * (next_s - tail_s):
-                return tail_s + own_s / slots
-            own_s -= slots * (next_s - tail_s)
-        return inf
+        """When all that waits at a line's homes would be done, of which they do its own work together."""
+        shares = line.shares or [float(line.length)] + [0.0] * (len(homes) - 1)
+        tails = [
+            (self._free_s(home, line, now) + self._site_s(line, home) - share * run_s / home.slots, home.slots)
+            for home, share in zip(homes, shares, strict=True)
+            if home.slots
+        ]
+        return level_s(tails, line.length * run_s)
 
     def _elsewhere(
         self, line: Line, homes: Sequence[Place], claims: _Claims, now: float
@@ -208,7 +223,7 @@ class Ahead(Wanted):
             missing = self._missing(views, place.site)
             if missing:
                 claimed_s = sum(seconds for other, seconds in claims.values() if other is place)
-                free_s = self._tail_s(place, line, now) + away_s + given_s.get(place, 0.0) + claimed_s
+                free_s = self._free_s(place, line, now) + away_s + given_s.get(place, 0.0) + claimed_s
                 stage_s = self._stage_s(missing, place.site) + self._site_s(line, place)
                 begins_s = max(stage_s, free_s)
                 # Of about equal ones, that which has less to do until then.

@@ -12,8 +12,8 @@ from functools import partial
 from dpilot.placement.estimates import RunTimes
 from dpilot.placement.fleet import Fleet
 from dpilot.placement.homes import choose, is_far, named
-from dpilot.placement.lines import Line, Queue, Waiting
-from dpilot.placement.places import Need, Pilot, Place, Pool
+from dpilot.placement.lines import TOGETHER_S, Line, Queue, Waiting
+from dpilot.placement.places import Need, Pilot, Place, Pool, level_s
 from dpilot.placement.policy import Policy
 from dpilot.placement.topology import Site
 from dpilot.placement.transit import Transit
@@ -23,8 +23,6 @@ __all__ = ["Demand"]
 
 #: How many lines are told at once of a replica.
 _MOST_TOLD = 64
-#: Units that were submitted so much later, in seconds, may be run before others, if they read what was just read.
-_TOGETHER_S = 5.0
 #: From so many queues on a place forgets those that are empty.
 _MANY_QUEUES = 32
 
@@ -78,6 +76,8 @@ class Demand(Fleet):
             self.stand(line, now)
             return
         line.queues[0].place.count(request.kind, request.slots)
+        if line.shares is not None:
+            line.shares[0] += 1
         if line.head() is waiting:
             for queue in line.queues:
                 queue.push(waiting)
@@ -104,7 +104,7 @@ class Demand(Fleet):
             first is None
             or first.line is line
             or not head.rank == first.rank == before.rank
-            or head.order - first.order > _TOGETHER_S
+            or head.order - first.order > TOGETHER_S
             or line.nbytes_each <= first.line.nbytes_each
         ):
             return
@@ -123,9 +123,8 @@ class Demand(Fleet):
             return
         line, request = waiting.line, waiting.line.request
         was_head = line.head() is waiting
+        self._count_off(line, 1)
         line.shorten(self._waiting)
-        if line.queues:
-            line.queues[0].place.count(request.kind, -request.slots)
         head = line.head()
         if head is None:
             for queue in line.queues:
@@ -238,8 +237,6 @@ class Demand(Fleet):
         ahead = self.ahead and line.need.slots == 1 and not line.is_late
         is_stuck_at = partial(self._is_stuck_at, views) if line.is_stuck else None
         homes, visits = choose(line, views, self.policy, until, ahead, is_stuck_at)
-        if len(homes) > 1:
-            homes = self._soonest_first(line, homes)
         home = homes[0] if homes else pool.nowhere
         may_come = ahead and home is not pool.nowhere and home.keeps
         line.is_coming = home is pool.away or (may_come and is_far(views, home.site))
@@ -247,11 +244,12 @@ class Demand(Fleet):
         found = [self._queue(place, line) for place in homes or (home,)]
         queues = tuple(found) if len(found) > 1 else found[0].alone
         line.version = self._version(line)
-        before, line.queues = line.queues, queues
+        before = line.queues
+        if before != queues or line.shares is not None:
+            self._count_off(line, line.length)
+            line.queues = queues
+            self._count_in(line)
         if before != queues:
-            if before:
-                before[0].place.count(request.kind, -line.length * request.slots)
-            queues[0].place.count(request.kind, line.length * request.slots)
             line.nbytes = 0.0
             for view in views:
                 line.nbytes += view.nbytes
@@ -262,8 +260,9 @@ class Demand(Fleet):
             for queue in queues:
                 if queue.is_coming:
                     queue.lines[line] = None
-                if queue not in before:
+                if queue not in before or (len(before) > 1) is not (len(queues) > 1):
                     queue.push(head)
+                if queue not in before:
                     queue.push_movable(line)
             for weight, place in visits:
                 place.visits.push((head.rank, weight, line.number, line))
@@ -275,15 +274,30 @@ class Demand(Fleet):
         for queue in queues:
             self.mark(queue)
 
-    def _soonest_first(self, line: Line, homes: list[Place]) -> list[Place]:
-        """Of equally good homes, the one that is free first is likely to take its units: there it counts as work."""
-        request, before = line.request, line.queues
-        if before:  # it does not wait for itself
-            before[0].place.count(request.kind, -line.length * request.slots)
-        homes = sorted(homes, key=lambda place: place.tail_s(self.runtimes))
-        if before:
-            before[0].place.count(request.kind, line.length * request.slots)
-        return homes
+    def _count_in(self, line: Line) -> None:
+        """Count a line's units as work of its homes: of several, those have most of it that are free first."""
+        request, places = line.request, [queue.place for queue in line.queues]
+        run_s = self.runtimes.expected_s(request.kind) * request.slots
+        if len(places) == 1 or not run_s or not any(place.slots for place in places):
+            places[0].count(request.kind, line.length * request.slots)
+            return
+        tails = [(place.tail_s(self.runtimes), place.slots) for place in places]
+        done_s = level_s([tail for tail in tails if tail[1]], line.length * run_s)
+        line.shares = [max(0.0, done_s - tail_s) * slots / run_s if slots else 0.0 for tail_s, slots in tails]
+        for place, share in zip(places, line.shares, strict=True):
+            place.count(request.kind, share * request.slots)
+
+    def _count_off(self, line: Line, units: int) -> None:
+        """So many of a line's units are not its homes' to run any more: nobody knows whose of several they were."""
+        request, shares = line.request, line.shares
+        if shares is None:
+            if line.queues:
+                line.queues[0].place.count(request.kind, -units * request.slots)
+            return
+        part = units / line.length
+        for queue, share in zip(line.queues, shares, strict=True):
+            queue.place.count(request.kind, -part * share * request.slots)
+        line.shares = [share * (1 - part) for share in shares] if units < line.length else None
 
     def _is_stuck_at(self, views: Sequence[InputView], site: Site) -> bool:
         return any(self.transit.is_overdue_near(view.id, site) for view in views)

@@ -10,7 +10,10 @@ from dpilot.placement.heaps import LazyHeap
 from dpilot.placement.places import Need, Pilot, Place, Pool
 from dpilot.placement.views import Request
 
-__all__ = ["Line", "Queue", "Waiting"]
+__all__ = ["TOGETHER_S", "Line", "Queue", "Waiting"]
+
+#: Units that were submitted so much later, in seconds, may be run before others, so that less has to be moved.
+TOGETHER_S = 5.0
 
 
 class Waiting(NamedTuple):
@@ -40,6 +43,7 @@ class Line:
         "pool",
         "queues",
         "request",
+        "shares",
         "target",
         "version",
     )
@@ -52,6 +56,7 @@ class Line:
         self.length = 0
         self.nbytes = 0.0  # what its units read
         self.queues: tuple[Queue, ...] = ()  # of its homes, which are equally good
+        self.shares: list[float] | None = None  # how many of its units each of several homes is likely to run
         self.target: Place | None = None  # where its data was sent to, so that it is its home
         self.is_coming = False  # whether its data has yet to come to its home
         self.is_asked = False  # whether it is on its way
@@ -87,11 +92,16 @@ class Line:
 
 
 class Queue:
-    """The lines with one need whose home is one place, in the order of their heads."""
+    """The lines with one need whose home is one place, in the order of their heads.
+
+    Those that stand in other queues, too, come after those that only stand here, unless they came long before:
+    so they are left for the place that has nothing else to do.
+    """
 
     __slots__ = (
         "_heads",
         "_movable",
+        "_shared",
         "alone",
         "due",
         "is_coming",
@@ -122,6 +132,7 @@ class Queue:
         self.alone = (self,)  # what lines have that stand in no other
         self.lines: dict[Line, None] = {}  # those whose data is coming
         self._heads: LazyHeap[Waiting] = LazyHeap(self._is_head)
+        self._shared: LazyHeap[Waiting] = LazyHeap(self._is_shared_head)
         # Lines, those with the least to move for a unit first, of as much the last to come: the first ones will be run
         # here before it, and of those that read what it reads the most still wait. What is in an entry: rank, bytes a
         # unit, minus the number, line, length.
@@ -131,7 +142,7 @@ class Queue:
         """A line whose first unit this is stands here, or has another first one now."""
         if self.is_coming:
             return  # nobody is bound from here
-        self._heads.push(head)
+        (self._shared if len(head.line.queues) > 1 else self._heads).push(head)
 
     def push_movable(self, line: Line) -> None:
         """A line that stands here, and could be taken to another place, is new or has grown."""
@@ -142,11 +153,20 @@ class Queue:
 
     def head(self) -> Waiting | None:
         """The first unit of all its lines."""
-        return self._heads.first()
+        first = self._heads.first()
+        if not self._shared or (shared := self._shared.first()) is None:
+            return first
+        if first is None or (shared.rank, shared.order + TOGETHER_S) < first[:2]:
+            return shared
+        return first
 
     def _is_head(self, waiting: Waiting) -> bool:
         line = waiting.line
-        return line.length > 0 and line.head() is waiting and self in line.queues
+        return line.length > 0 and line.head() is waiting and line.queues is self.alone
+
+    def _is_shared_head(self, waiting: Waiting) -> bool:
+        line = waiting.line
+        return line.length > 0 and line.head() is waiting and len(line.queues) > 1 and self in line.queues
 
     def _stands_here(self, entry: tuple[float, float, int, Line, int]) -> bool:
         return entry[3].length > 0 and self in entry[3].queues

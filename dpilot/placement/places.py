@@ -8,8 +8,8 @@ looks at the few places that its inputs and labels name, and never at the pilots
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Hashable, Iterator
-from itertools import islice
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from itertools import islice, pairwise
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,10 +23,12 @@ from dpilot.placement.views import PilotView, Request
 if TYPE_CHECKING:
     from dpilot.placement.lines import Line, Queue
 
-__all__ = ["PLAIN", "Need", "Pilot", "Place", "Pool"]
+__all__ = ["PLAIN", "Need", "Pilot", "Place", "Pool", "level_s"]
 
 #: How many pilots without an idle slot are asked whether they would queue a tiny unit.
 _MOST_ASKED = 32
+#: What is left of parts of units when all of them are gone.
+_NONE = 1e-6
 #: More than any pilot is loaded.
 _NOT_SHOWN = True, inf
 
@@ -229,8 +231,8 @@ class Place:
         self.pilots: dict[str, Pilot] = {}
         self.slots = 0
         self.backlog_s = 0.0  # slot-seconds that its pilots have taken
-        self.own: dict[str, int] = {}  # kind of work -> slots asked for by units whose home it is
-        self.below: dict[str, int] = {}  # the same, with those of the places in it
+        self.own: dict[str, float] = {}  # kind of work -> slots asked for by units whose home it is
+        self.below: dict[str, float] = {}  # the same, with those of the places in it
         self._counts = [self.own, self.below]  # and what counts them for the places around it
         if parent is not None:
             self._counts += parent._counts[1:]
@@ -337,13 +339,14 @@ class Place:
 
     # -- what waits for it
 
-    def count(self, kind: str, slots: int) -> None:
+    def count(self, kind: str, slots: float) -> None:
         """So many slots more (or fewer) are asked for by units whose home it is."""
         for counts in self._counts:
-            if number := counts.get(kind, 0) + slots:
+            number = counts.get(kind, 0) + slots
+            if number > _NONE:
                 counts[kind] = number
             else:
-                del counts[kind]
+                counts.pop(kind, None)
 
     def tail_s(self, runtimes: RunTimes) -> float:
         """Seconds until its slots will have done all that they hold and that waits for them.
@@ -386,7 +389,21 @@ def _is_due(entry: tuple[float, int, Queue]) -> bool:
     return entry[2].due == entry[0]
 
 
-def _work_s(counts: dict[str, int], runtimes: RunTimes) -> float:
+def level_s(tails: Iterable[tuple[float, int]], work_s: float) -> float:
+    """When places will have done some more work together, of which those do most that are free first.
+
+    Of each is told when it will have done what it has, in seconds, and how many slots it has.
+    """
+    slots = 0
+    for (tail_s, more), (next_s, _) in pairwise([*sorted(tails), (inf, 0)]):
+        slots += more
+        if work_s <= slots * (next_s - tail_s):
+            return tail_s + work_s / slots
+        work_s -= slots * (next_s - tail_s)
+    return inf
+
+
+def _work_s(counts: dict[str, float], runtimes: RunTimes) -> float:
     return sum(number * runtimes.expected_s(kind) for kind, number in counts.items())
 
 

@@ -44,7 +44,7 @@ def check_that_lines_stand_in_their_queues(m):
     """Who does not is never looked at: it would wait beside idle slots."""
     for line in m._lines.values():
         for queue in line.queues:
-            stands = any(waiting is line.head() for waiting in queue._heads)
+            stands = any(waiting is line.head() for waiting in (*queue._heads, *queue._shared))
             assert stands is not queue.is_coming, f"{line.head().unit} is not to be found"
 
 

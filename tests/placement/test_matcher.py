@@ -2,13 +2,15 @@
 
 import pytest
 
-from dpilot.placement import Links, Matcher, Policy, Site
+from dpilot.placement import InputView, Links, Matcher, Policy, Site
+from dpilot.placement.lines import TOGETHER_S
 from tests.placement.matching import (
     EU,
     LAB,
     MB,
     US,
     bound,
+    brings_ahead,
     check_that_lines_stand_in_their_queues,
     matcher,
     reads,
@@ -505,3 +507,54 @@ def test_what_is_brought_is_not_late_before_the_message_can_be_there():
     assert m.transit.look(0.2) == []
     assert not m.transit.is_overdue("du", US)
     assert m.transit.look(0.4) == [("du", US)]
+
+
+def test_what_another_place_may_run_too_is_left_for_it():
+    """Else a place that has its own to do takes it, and something has to be moved to the one that has not."""
+    m = brings_ahead(eu=EU, us=US)
+    m.inputs.update({"both": InputView("both", MB, 1, (EU, US)), "here": InputView("here", MB, 1, (EU,))})
+    submit(m, "busy-eu", site=EU, require=True)
+    submit(m, "busy-us", site=US, require=True)
+    assert bound(m) == {"busy-eu": "eu", "busy-us": "us"}
+    submit(m, "anywhere", inputs=("both",), order=0.0)
+    submit(m, "at-home", inputs=("here",), order=1.0)
+    m.release("busy-eu")
+    assert bound(m) == {"at-home": "eu"}
+    m.release("busy-us")
+    assert bound(m) == {"anywhere": "us"}
+
+
+def test_but_not_for_long():
+    m = brings_ahead(eu=EU, us=US)
+    m.inputs.update({"both": InputView("both", MB, 1, (EU, US)), "here": InputView("here", MB, 1, (EU,))})
+    submit(m, "busy-eu", site=EU, require=True)
+    submit(m, "busy-us", site=US, require=True)
+    m.match(0.0)
+    submit(m, "anywhere", inputs=("both",), order=0.0)
+    submit(m, "at-home", inputs=("here",), order=TOGETHER_S + 1)
+    m.release("busy-eu")
+    assert bound(m) == {"anywhere": "eu"}
+
+
+def test_what_several_places_may_run_is_shared_out_as_work():
+    """Those that are free first get most of it, so that all are done at once; whoever runs it, all of it is gone."""
+    m = brings_ahead(eu=EU, us=US)
+    m.inputs.update({"both": InputView("both", MB, 1, (EU, US)), "here": InputView("here", MB, 1, (EU,))})
+    for number in range(6):
+        submit(m, f"at-home-{number}", inputs=("here",))
+    running = bound(m)
+    for number in range(9):
+        submit(m, f"anywhere-{number}", inputs=("both",))
+    (pool,) = m.pools
+    eu, us = (pool.zones[site].below.get("", 0) for site in ("eu", "us"))
+    assert eu + us == pytest.approx(len(m))
+    m.data_changed("both")  # it is seen anew who has how much
+    tails = [pool.zones[site].tail_s(m.runtimes) for site in ("eu", "us")]
+    assert tails[0] == pytest.approx(tails[1], abs=0.5)
+    while running:
+        for unit in running:
+            m.release(unit)
+        running = bound(m)
+    assert not len(m)
+    assert not pool.zones["eu"].below
+    assert not pool.zones["us"].below
