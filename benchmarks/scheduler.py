@@ -37,9 +37,9 @@ from dpilot.data import FileEntry, Manifest, Store
 from dpilot.monitor.tables import text_table
 from dpilot.placement import Request
 from dpilot.runtime import adapter
+from dpilot.runtime.embedded import collect_seldom
 from dpilot.runtime.records import DataRecord, StoreRecord
 from dpilot.runtime.scheduler import PLUGIN, PilotPlugin
-from dpilot.runtime.session import collect_seldom
 from dpilot.runtime.work import Call, UnitTask
 from dpilot.runtime.worker import run_unit
 from dpilot.states import State

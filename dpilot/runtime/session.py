@@ -1,25 +1,20 @@
-"""A process's connection to one scheduler: calls, submissions, events, and the embedded scheduler."""
+"""A process's connection to one scheduler: calls, submissions and events."""
 
 from __future__ import annotations
 
 import atexit
-import copy
-import gc
 import logging
 import pickle
 import queue
-import signal
-import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from types import FrameType
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from dask._task_spec import Task, TaskRef
-from distributed import Client, Future, LocalCluster
+from distributed import Client, Future
 
 from dpilot import config
 from dpilot._version import version
@@ -27,6 +22,7 @@ from dpilot.data import Store
 from dpilot.errors import ConnectionLostError, InputError, PilotError, PilotTimeoutError
 from dpilot.runtime import adapter
 from dpilot.runtime.carrier import Carrier
+from dpilot.runtime.embedded import Embedded, held_back
 from dpilot.runtime.peer import reachable
 from dpilot.runtime.places import Place
 from dpilot.runtime.scheduler import PilotPlugin
@@ -35,23 +31,12 @@ from dpilot.runtime.worker import UnitPlugin, run_unit
 from dpilot.states import State
 from dpilot.urls import ObjectURL
 
-__all__ = ["Follower", "Future", "Listener", "Session", "collect_seldom", "future_key"]
+__all__ = ["Follower", "Future", "Listener", "Session", "future_key"]
 
 logger = logging.getLogger(__name__)
 
 #: After how long a thread that waits looks again, by itself.
 _LOOK_S = 1.0
-_SELDOM = 3  # as `dask scheduler` has it
-
-
-def collect_seldom() -> tuple[int, int, int]:
-    """Have Python look for garbage less often in the process of a scheduler; returns the thresholds that it had.
-
-    Tasks and units are many objects and no garbage: to look through them takes about as long as to schedule them.
-    """
-    usual = gc.get_threshold()
-    gc.set_threshold(*(_SELDOM * threshold for threshold in usual))
-    return usual
 
 
 class Follower(Protocol):
@@ -73,42 +58,6 @@ class Listener(Protocol):
         """Events came (called in the event loop, with the session's lock held)."""
 
 
-def _have_own_handlers() -> None:
-    """Give dpilot's loggers handlers of their own.
-
-    All loggers of Dask's configuration share one, and a cluster that is to be quiet quietens that: dpilot with it.
-    """
-    shared = logging.getLogger("distributed").handlers
-    for name, log in list(logging.root.manager.loggerDict.items()):
-        if isinstance(log, logging.Logger) and name.partition(".")[0] == "dpilot":
-            log.handlers = [copy.copy(handler) if handler in shared else handler for handler in log.handlers]
-
-
-@contextmanager
-def _held_back() -> Iterator[None]:
-    """Have signals that Python code handles, such as interrupts, wait until this is done; not a second one."""
-    received: list[int] = []
-    usual: dict[int, Any] = {}
-
-    def hold(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        if len(received) > 1:
-            usual[number](number, frame)
-
-    try:
-        if threading.current_thread() is threading.main_thread():  # no other one gets any
-            for kind in (signal.SIGINT, signal.SIGTERM):
-                if callable(handler := signal.getsignal(kind)):
-                    usual[kind] = handler
-                    signal.signal(kind, hold)
-        yield
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
-        if len(received) == 1:
-            signal.raise_signal(received[0])
-
-
 def future_key(obj: Any) -> str | None:
     """The key of the task whose result `obj` is, if it is a Dask future."""
     return str(obj.key) if isinstance(obj, Future) else None
@@ -120,23 +69,22 @@ class Session:
     Parameters
     ----------
     client : distributed.Client
-    cluster : distributed.LocalCluster, optional
-        The embedded scheduler, if it is ours.
+    own : Embedded, optional
+        The scheduler, if it is this process's own.
     """
 
     _lock = threading.RLock()
     _sessions: dict[str, Session] = {}  # noqa: RUF012 - one for the process is what is meant
     _embedded: Session | None = None
 
-    def __init__(self, client: Client, cluster: LocalCluster | None = None) -> None:
+    def __init__(self, client: Client, own: Embedded | None = None) -> None:
         self.client = client
-        self.cluster = cluster
+        self._own = own
         self.address = adapter.address_of(client)
         self.changed = threading.RLock()  # held while anything changes
         self._waiting: dict[threading.Condition, Callable[[], bool]] = {}  # threads, and what each waits for
         self.is_lost = False
         self.is_closing = False
-        self._usual = gc.get_threshold()  # how often garbage is looked for without an embedded scheduler
         self.carrier = Carrier(self._tell_of_job, self.reach, int(config.get("data.transfers-per-worker")))
         self._handles: weakref.WeakValueDictionary[str, Follower] = weakref.WeakValueDictionary()
         self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
@@ -188,33 +136,23 @@ class Session:
         """Start a scheduler. An interrupt waits until it is there, and ends it: half of one could not be ended."""
         session = None
         try:
-            with _held_back():
+            with held_back():
                 session = cls._start()
         except BaseException:
             if session is not None:
-                with _held_back():
+                with held_back():
                     session.close()
             raise
         return session
 
     @classmethod
     def _start(cls) -> Session:
-        host = str(config.get("scheduler.host"))
-        dashboard = config.get("scheduler.dashboard-address")
-        _have_own_handlers()
-        cluster = LocalCluster(
-            n_workers=0,
-            processes=True,
-            host=host,
-            scheduler_port=0,
-            # Without a dashboard, too, Dask serves its health over HTTP; given no address it would take port 8787.
-            dashboard_address=_free_address(dashboard or f"{host}:0"),
-            scheduler_kwargs={"dashboard": bool(dashboard)},
-            silence_logs=logging.ERROR,  # that results are gone with their pilot is no news
-        )
-        session = cls(Client(cluster, set_as_default=False), cluster)
-        session._usual = collect_seldom()
-        return session
+        embedded = Embedded()
+        try:
+            return cls(embedded.client(), embedded)
+        except BaseException:
+            embedded.close()
+            raise
 
     @classmethod
     def _connect(cls, address: str) -> Session:
@@ -254,9 +192,8 @@ class Session:
         self.carrier.close()
         self._callbacks.put(None)
         self.client.close()
-        if self.cluster is not None:
-            self.cluster.close()
-            gc.set_threshold(*self._usual)
+        if self._own is not None:
+            self._own.close()
 
     @classmethod
     def close_all(cls) -> None:
@@ -269,7 +206,7 @@ class Session:
     @property
     def dashboard_url(self) -> str | None:
         """URL of the Dask dashboard, or None without one."""
-        if self.cluster is not None and not config.get("scheduler.dashboard-address"):
+        if self._own is not None and not self._own.has_dashboard:
             return None
         url = str(self.client.dashboard_link)
         return None if "None" in url or not url else url
@@ -559,18 +496,6 @@ def _holds(condition: Callable[[], bool]) -> bool:
         return condition()
     except Exception:  # whoever waits for it will see
         return True
-
-
-def _free_address(address: str) -> str:
-    """`address`, with another port if that one is in use."""
-    host, _, port = str(address).rpartition(":")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host or "", int(port)))
-        except OSError:
-            return f"{host}:0"
-    return str(address)
 
 
 # Registered after distributed's own, so called before: pilots end while their scheduler is there.

@@ -33,7 +33,8 @@ def test_a_workload_takes_little_longer_than_its_plan(name, most, most_mib):
 def test_over_fast_links_little_more_is_moved_than_has_to_be():
     """What is brought for a part of a line, or may be run at several sites, is not taken for one site's work."""
     results = [
-        simulate(far_away(WORKLOADS["zipf"](seed=seed, bandwidth=125e6, latency_s=0.005)), "dpilot") for seed in range(8)
+        simulate(far_away(WORKLOADS["zipf"](seed=seed, bandwidth=125e6, latency_s=0.005)), "dpilot")
+        for seed in range(8)
     ]
     assert fmean(result.far_nbytes + sum(result.wasted_nbytes) for result in results) <= 18 * MIB
     assert fmean(result.makespan_s for result in results) <= 1.15 * 48 * 0.2 / 6
