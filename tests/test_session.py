@@ -12,7 +12,7 @@ import pytest
 from distributed import LocalCluster
 from distributed.core import Status
 
-from dpilot.runtime import session
+from dpilot.runtime import embedded
 from dpilot.runtime.session import Session
 
 
@@ -69,7 +69,7 @@ def test_an_interrupt_while_the_embedded_scheduler_starts_leaves_none_behind(
             signal.raise_signal(signal.SIGINT)
         return made[-1]
 
-    monkeypatch.setattr(session, "LocalCluster", interrupted)
+    monkeypatch.setattr(embedded, "LocalCluster", interrupted)
     monkeypatch.setattr(Session, "_embedded", None)
     before, handler = dict(Session._sessions), signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
