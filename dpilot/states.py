@@ -20,10 +20,7 @@ __all__ = ["COMPUTE_UNIT", "DATA_UNIT", "FINAL", "PILOT", "SERVICE", "Lifecycle"
 class State(str, Enum):
     """The state of a pilot or unit. Members are strings: ``unit.get_state() == "Running"``.
 
-    Attributes
-    ----------
-    is_final : bool
-        Whether an object in this state will never leave it.
+    ``is_final`` says whether an object in this state will never leave it.
     """
 
     New = "New"
