@@ -86,6 +86,9 @@ class Demand(Fleet):
             if grown:
                 queue.push_movable(line)
             self.mark(queue)
+        if grown and line.shares is not None:
+            self._count_off(line, line.length)
+            self._count_in(line)
         if grown and line.is_coming:
             self._want(line, waiting)
 
@@ -282,10 +285,16 @@ class Demand(Fleet):
             places[0].count(request.kind, line.length * request.slots)
             return
         tails = [(place.tail_s(self.runtimes), place.slots) for place in places]
-        done_s = level_s([tail for tail in tails if tail[1]], line.length * run_s)
-        line.shares = [max(0.0, done_s - tail_s) * slots / run_s if slots else 0.0 for tail_s, slots in tails]
-        for place, share in zip(places, line.shares, strict=True):
-            place.count(request.kind, share * request.slots)
+        if line.length == 1:  # as most: it is not worth a division
+            soonest = tails.index(min(tails))
+            shares = [float(number == soonest) for number in range(len(places))]
+        else:
+            done_s = level_s([tail for tail in tails if tail[1]], line.length * run_s)
+            shares = [max(0.0, done_s - tail_s) * slots / run_s if slots else 0.0 for tail_s, slots in tails]
+        line.shares = shares
+        for place, share in zip(places, shares, strict=True):
+            if share:
+                place.count(request.kind, share * request.slots)
 
     def _count_off(self, line: Line, units: int) -> None:
         """So many of a line's units are not its homes' to run any more: nobody knows whose of several they were."""
@@ -296,7 +305,8 @@ class Demand(Fleet):
             return
         part = units / line.length
         for queue, share in zip(line.queues, shares, strict=True):
-            queue.place.count(request.kind, -part * share * request.slots)
+            if share:
+                queue.place.count(request.kind, -part * share * request.slots)
         line.shares = [share * (1 - part) for share in shares] if units < line.length else None
 
     def _is_stuck_at(self, views: Sequence[InputView], site: Site) -> bool:
