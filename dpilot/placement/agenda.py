@@ -2,7 +2,9 @@
 
 What is brought for one line may serve others, and what each of them needs least may give one way more than its part of
 the work. So a place is looked for for each of the lines, such that what the ways and the places have to do, in seconds,
-is little, and about as much for each: the sum of its fourth powers is small, in which the longest counts most.
+is little, and about as much for each: the sum of its fourth powers is small, in which the longest counts most. In that,
+ways with little to do would count for nothing, and any copy would be as good as none: so a second of them has a price,
+the higher the more the places have to do beside the ways.
 
 The search is a local one: every line in turn is given the place that adds the least; then one copy, or one link, is
 left out and the lines that use it are given other places, and that is kept if it is better. It goes on where it was the
@@ -115,6 +117,7 @@ class _Search:
                 own.append((lanes.setdefault(option.place, len(lanes)), option.run_s, each))
             self.options.append(own)
         self.load = [busy_s.get(lane, 0.0) for lane in lanes]
+        self.prices = [0.0] * len(self.takes)  # by copy
         self.users: list[set[int]] = [set() for _ in copies]
         self.chosen: list[int] = [-1] * len(self.options)
 
@@ -126,7 +129,16 @@ class _Search:
         for line, option in enumerate(before):
             if option is None:
                 self._put(line, self._best(line))
+        self._set_prices()
         self._settle()
+
+    def _set_prices(self) -> None:
+        """A second of the ways costs what one more of a place does that has to do what places have beyond the ways."""
+        places = {place for options in self.options for place, _, _ in options}
+        ways_s = max((load for lane, load in enumerate(self.load) if lane not in places), default=0.0)
+        beyond_s = sum(self.load[place] for place in places) / max(1, len(places)) - ways_s
+        second = _POWER * max(0.0, beyond_s) ** (_POWER - 1)
+        self.prices = [second * sum(seconds for _, seconds in takes) for takes in self.takes]
 
     def improve(self, turn: int, most: int) -> int:
         """Leave out copies, by turns; gives whose turn it is then."""
@@ -156,7 +168,8 @@ class _Search:
         return any(copy not in copies for _, _, copies in self.options[line])
 
     def _cost(self) -> float:
-        return sum(load**_POWER for load in self.load)
+        paid = sum(price for price, users in zip(self.prices, self.users, strict=True) if users)
+        return sum(load**_POWER for load in self.load) + paid
 
     def _settle(self) -> None:
         """Give each the place that is the best one with all others where they are, until none changes."""
@@ -190,6 +203,7 @@ class _Search:
         added: dict[int, float] = {}
         for copy in copies:
             if not self.users[copy]:
+                adds += self.prices[copy]
                 for lane, seconds in self.takes[copy]:
                     more = added.get(lane, 0.0)
                     adds += (load[lane] + more + seconds) ** _POWER - (load[lane] + more) ** _POWER

@@ -28,8 +28,8 @@ __all__ = ["Ahead", "Copying"]
 
 #: How many of the longest queues, and how many lines of each, are looked at.
 _MOST_QUEUES, _MOST_MOVABLE = 4, 4
-#: What part of a run is little to wait for, and what part of one is worth a way that takes so little.
-_LITTLE, _NOTABLE = 0.1, 0.25
+#: A slot that stands idle is given something if to bring it takes this part of a run at the most, and so much is won.
+_SHORT, _NOTABLE = 0.5, 0.25
 #: What would end sooner by less than twice this part of what its home has to do is not worth its way: both places would
 #: have half of it each.
 _SLIGHT = 0.05
@@ -152,11 +152,13 @@ class Ahead(Wanted):
             if run_s < spare_s < 2 * _SLIGHT * tail_s:
                 continue
             if run_s >= spare_s:
-                # Units that run for long beside what their way takes are counted in whole rounds: of a few that wait
-                # for more slots, the last one ends when what runs has ended and it has run itself.
-                begins_s = option.stage_s if option.place.has_idle() else option.score
-                spare_s = run_s / 2 + ceil(tail_s / run_s - 0.5) * run_s - begins_s if run_s else 0.0
-                if is_wanted or option.stage_s > _LITTLE * run_s or spare_s < (1 + _NOTABLE) * run_s:
+                # For a slot that stands idle, units are counted in whole rounds: of a few that wait for more slots, the
+                # last one ends when what runs has ended and it has run itself. Before, it may yet come otherwise.
+                if is_wanted or option.stage_s > _SHORT * run_s or not option.place.has_idle():
+                    continue
+                left_s = run_s - min(run_s / 2, now - max(home.last_bound for home in homes))
+                spare_s = left_s + ceil(tail_s / run_s - 0.5) * run_s - option.stage_s
+                if spare_s < (1 + _NOTABLE) * run_s:
                     continue
             all_s = ceil(line.length / option.place.slots) * run_s
             if has_way:

@@ -73,6 +73,22 @@ def test_no_way_and_no_place_is_given_more_than_its_part() -> None:
     assert sorted(places) == ["ap"] + ["eu"] * 5
 
 
+@pytest.mark.parametrize("seconds", [1e-3, 1e-2, 0.3])
+def test_a_copy_has_a_price_where_the_ways_have_little_to_do(seconds: float) -> None:
+    """Two lines read `a` and `b`, two `c` and `d`: who reads the same goes to the same place."""
+    homes = {"a": "eu", "b": "us", "c": "eu", "d": "us"}
+    found = {
+        line: [
+            Venue(site, 1.0, tuple(copy(du, homes[du], site, seconds) for du in inputs if homes[du] != site))
+            for site in ("eu", "us")
+        ]
+        for line, inputs in {"ab0": "ab", "ab1": "ab", "cd0": "cd", "cd1": "cd"}.items()
+    }
+    chosen = Agenda[str]().revise(found, {})
+    assert chosen["ab0"] == chosen["ab1"] != chosen["cd0"] == chosen["cd1"]
+    assert n_copies(found, chosen) == 2
+
+
 def test_who_has_a_place_keeps_it_if_another_one_is_no_better() -> None:
     homes = {f"du{n}": "us" for n in range(6)}
     found = {du: [option for option in options(homes, (du,)) if option.place != "us"] for du in homes}

@@ -30,14 +30,20 @@ def test_a_workload_takes_little_longer_than_its_plan(name, most, most_mib):
     assert result.far_nbytes + sum(result.wasted_nbytes) <= most_mib * MIB
 
 
-def test_over_fast_links_little_more_is_moved_than_has_to_be():
-    """What is brought for a part of a line, or may be run at several sites, is not taken for one site's work."""
+@pytest.mark.parametrize(("name", "most_mib"), [("zipf", 22), ("pairs", 80)])
+@pytest.mark.parametrize(("run_s", "most"), [(0.2, 1.09), (0.5, 1.04), (2.0, 1.02)])
+def test_over_fast_links_little_more_is_moved_than_has_to_be(name, most_mib, run_s, most):
+    """What is brought for a part of a line, or may be run at several sites, is not taken for one site's work.
+
+    That ways have little to do makes no copy as good as none; and some more is brought for the last units, of which each
+    one too many at a site makes a round more, and not sooner.
+    """
     results = [
-        simulate(far_away(WORKLOADS["zipf"](seed=seed, bandwidth=125e6, latency_s=0.005)), "dpilot")
+        simulate(far_away(WORKLOADS[name](seed=seed, run_s=run_s, bandwidth=125e6, latency_s=0.005)), "dpilot")
         for seed in range(8)
     ]
-    assert fmean(result.far_nbytes + sum(result.wasted_nbytes) for result in results) <= 18 * MIB
-    assert fmean(result.makespan_s for result in results) <= 1.15 * 48 * 0.2 / 6
+    assert fmean(result.far_nbytes + sum(result.wasted_nbytes) for result in results) <= most_mib * MIB
+    assert fmean(result.makespan_s for result in results) <= most * 48 * run_s / 6
 
 
 def test_nothing_crosses_before_anything_is_known_of_run_times():
