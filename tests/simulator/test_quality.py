@@ -35,8 +35,8 @@ def test_a_workload_takes_little_longer_than_its_plan(name, most, most_mib):
 def test_over_fast_links_little_more_is_moved_than_has_to_be(name, most_mib, run_s, most):
     """What is brought for a part of a line, or may be run at several sites, is not taken for one site's work.
 
-    That ways have little to do makes no copy as good as none; and some more is brought for the last units, of which each
-    one too many at a site makes a round more, and not sooner.
+    That ways have little to do makes no copy as good as none. Some more is brought for the last units only, of which
+    each one too many at a site makes a round more.
     """
     results = [
         simulate(far_away(WORKLOADS[name](seed=seed, run_s=run_s, bandwidth=125e6, latency_s=0.005)), "dpilot")
