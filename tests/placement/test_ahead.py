@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpilot.placement import InputView, Links, Matcher, Policy, Site
+from dpilot.placement import Distance, InputView, Links, Matcher, Policy, Site
 from dpilot.placement.ahead import Ahead
 from dpilot.placement.wanted import Wanted
 from tests.placement.matching import EU, LAB, MB, US, bound, brings_ahead, reads, submit
@@ -417,7 +417,7 @@ def test_what_is_small_is_not_brought_on_trial():
     assert m.match(0.0).copies == []
 
 
-@pytest.mark.parametrize(("nbytes", "copies"), [(1 * MB, 1), (400 * MB, 0)])
+@pytest.mark.parametrize(("nbytes", "copies"), [(1 * MB, 1), (100 * MB, 1), (400 * MB, 0)])
 def test_the_last_few_do_not_wait_for_a_whole_round_if_their_way_takes_little_of_it(nbytes, copies):
     """Four run at home for an hour, or some of it yet, and three wait: elsewhere slots are free."""
     m = Matcher(Policy(Links()), ahead=True)
@@ -432,6 +432,16 @@ def test_the_last_few_do_not_wait_for_a_whole_round_if_their_way_takes_little_of
     matching = m.match(0.0)
     assert len(matching.bindings) == 4
     assert len(matching.copies) == copies
+
+
+def test_what_takes_no_time_to_bring_is_no_mistake_while_nothing_is_known_of_run_times():
+    m = Matcher(Policy(Links(latency_s=dict.fromkeys(Distance, 0.0))), ahead=True)
+    for name, site in (("eu", EU), ("us", US)):
+        m.add_pilot(name, site, 1)
+        m.add_worker(name, f"{name}-0", 1)
+    submit(m, "one", "two", order=0, **reads(m, "empty", EU, nbytes=0))
+    assert bound(m) == {"one": "eu"}
+    assert [copy.site for copy in m.match(1.0).copies] == [US]
 
 
 def test_the_last_one_goes_to_an_idle_slot_though_others_run_beside_it():
