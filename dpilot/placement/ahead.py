@@ -154,6 +154,7 @@ class Ahead(Wanted):
             if run_s >= spare_s:
                 # For a slot that stands idle, units are counted in whole rounds: of a few that wait for more slots, the
                 # last one ends when what runs has ended and it has run itself. Before, it may yet come otherwise.
+                # Half of what runs has run, as far as the latest of it can have by now.
                 if is_wanted or not run_s or option.stage_s > _SHORT * run_s or not option.place.has_idle():
                     continue
                 left_s = run_s - min(run_s / 2, now - max(home.last_bound for home in homes))
