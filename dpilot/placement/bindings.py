@@ -12,6 +12,7 @@ from dpilot.placement.estimates import LEAST_GAP_S
 from dpilot.placement.lines import Line, Queue, Waiting
 from dpilot.placement.places import PLAIN, Pilot, Place
 from dpilot.placement.policy import Policy
+from dpilot.placement.shares import Reservation
 from dpilot.placement.views import InputView, PilotView, Request
 from dpilot.placement.ways import WEIGHT
 
@@ -116,13 +117,14 @@ class Bindings(Demand):
                 pilot.slots.expect(unit, seconds + self.outputs.taking_s(unit))
                 self._changed[pilot] = None
 
-    def release(self, unit: str) -> None:
-        """`unit` has ended, or was lost: give back its slots."""
+    def release(self, unit: str) -> Reservation | None:
+        """`unit` has ended, or was lost: give back its slots. Returns what it held; None if it was not bound."""
         pilot = self._pilot_of.get(unit)
-        if pilot is not None:
-            self._lose(unit)
-            pilot.slots.release(unit)
-            self._changed[pilot] = None
+        if pilot is None:
+            return None
+        self._lose(unit)
+        self._changed[pilot] = None
+        return pilot.slots.release(unit)
 
     def leave(self, unit: str) -> None:
         """A unit is about to end: the next one may be sent after it, see :meth:`PilotSlots.leave`."""

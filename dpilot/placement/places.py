@@ -149,8 +149,6 @@ class Pilot:
             self._counted_s = backlog_s
             for place in self.places:
                 place.backlog_s += more_s
-                if place.backlog_s < 0.0:  # rounded, it could be less than none
-                    place.backlog_s = 0.0
         rank = self.rank
         if rank < self.shown and self.slots.has_room(0.0):  # else its places see for themselves when it is its turn
             self.shown, self.offered = rank, self.stamp
@@ -177,7 +175,7 @@ class Pilot:
         self.places.remove(place)
         del place.pilots[self.name]
         place.slots -= self.declared
-        place.backlog_s = max(0.0, place.backlog_s - self._counted_s) if place.pilots else 0.0
+        place.backlog_s -= self._counted_s
         place.reconsider()
 
     def declare(self, slots: int) -> bool:

@@ -11,6 +11,9 @@ __all__ = ["PilotSlots"]
 
 #: The least that a unit costs at a worker, however short: it bounds how many are queued there.
 LEAST_UNIT_S = 5e-4
+#: Expected times are counted in whole parts of a second: sums of these are exact, so that what is given back leaves
+#: nothing behind.
+_PARTS = 2.0**24
 
 
 class PilotSlots:
@@ -206,7 +209,7 @@ class PilotSlots:
         One slot is taken at the least loaded worker. Several are taken idle, on as few workers as
         will do, and stay so until released.
         """
-        expected_s = max(expected_s, LEAST_UNIT_S)
+        expected_s = _counted_s(expected_s)
         if slots > 1 and self.idle - len(self._leaving) < slots:
             return None
         shares = self._shares(slots, expected_s, memory_nbytes, gpus)
@@ -251,24 +254,12 @@ class PilotSlots:
         worker.units.discard(unit)
         self._change(worker, gone, -1, reservation.expected_s)
 
-    def _weigh(self, worker: WorkerSlots, more_s: float) -> None:
-        # Rounded, what is left could be less than nothing. (Here and below no max(): it takes as long as all the rest.)
-        worker.backlog_s += more_s
-        if worker.backlog_s < 0.0:
-            worker.backlog_s = 0.0
-        self._weigh_leaving(more_s)
-
-    def _weigh_leaving(self, more_s: float) -> None:
-        """What is about to end is work of the pilot still, but holds nobody back at its worker."""
-        self.backlog_s += more_s
-        if self.backlog_s < 0.0:
-            self.backlog_s = 0.0
-
     def _change(self, worker: WorkerSlots, share: Share, sign: int, expected_s: float) -> None:
         """A unit takes its share of a worker (`sign` is 1), or gives it back (-1)."""
         worker.busy += sign * share.slots
+        worker.backlog_s += sign * share.slots * expected_s
+        self.backlog_s += sign * share.slots * expected_s
         self._count_idle(worker)
-        self._weigh(worker, sign * share.slots * expected_s)
         if share.memory_nbytes:
             worker.free_nbytes -= sign * share.memory_nbytes
         if share.gpus and sign > 0:
@@ -280,14 +271,16 @@ class PilotSlots:
     def expect(self, unit: str, expected_s: float) -> None:
         """How long `unit` will take is known better by now: it counts as so long."""
         reservation = self.reservations[unit]
-        expected_s = max(expected_s, LEAST_UNIT_S)
+        expected_s = _counted_s(expected_s)
         self.reservations[unit] = reservation._replace(expected_s=expected_s)
-        if unit in self._leaving:
-            self._weigh_leaving(expected_s - reservation.expected_s)
+        more_s = expected_s - reservation.expected_s
+        if unit in self._leaving:  # it is work of the pilot still, but holds nobody back at its worker
+            self.backlog_s += more_s
             return
         for share in reservation.shares:
             worker = self.workers[share.worker]
-            self._weigh(worker, share.slots * (expected_s - reservation.expected_s))
+            worker.backlog_s += share.slots * more_s
+            self.backlog_s += share.slots * more_s
             self._stand(worker)
 
     def leave(self, unit: str) -> bool:
@@ -308,7 +301,7 @@ class PilotSlots:
         self._leaving.add(unit)
         worker.leaving += 1
         self._change(worker, share, -1, reservation.expected_s)
-        self._weigh_leaving(reservation.expected_s)
+        self.backlog_s += reservation.expected_s
         return True
 
     def stay(self, unit: str, least_s: float) -> str | None:
@@ -321,8 +314,8 @@ class PilotSlots:
         worker = self.workers[share.worker]
         self._leaving.remove(unit)
         worker.leaving -= 1
-        self._weigh_leaving(-reservation.expected_s)
-        expected_s = max(least_s, reservation.expected_s)
+        self.backlog_s -= reservation.expected_s
+        expected_s = max(_counted_s(least_s), reservation.expected_s)
         self.reservations[unit] = reservation._replace(expected_s=expected_s)
         self._change(worker, share, 1, expected_s)
         return worker.following.popitem()[0] if worker.following else None
@@ -339,20 +332,20 @@ class PilotSlots:
             if not reservation.several and reservation.expected_s < long_s:
                 self.expect(unit, long_s)
 
-    def release(self, unit: str) -> bool:
-        """Give back what `unit` holds. Returns whether it held anything."""
+    def release(self, unit: str) -> Reservation | None:
+        """Give back what `unit` holds. Returns what it held, if anything."""
         reservation = self.reservations.pop(unit, None)
         if reservation is None:
-            return False
+            return None
         if unit in self._leaving:
             self._leaving.remove(unit)
-            self._weigh_leaving(-reservation.expected_s)
+            self.backlog_s -= reservation.expected_s
             worker = self.workers[reservation.worker]
             worker.units.discard(unit)
             worker.leaving -= 1
             worker.begin_next(unit)
             self._stand(worker)
-            return True
+            return reservation
         for share in reservation.shares:
             worker = self.workers[share.worker]
             worker.exclusive -= reservation.several
@@ -360,4 +353,8 @@ class PilotSlots:
             self._change(worker, share, -1, reservation.expected_s)
             if worker.following:
                 worker.begin_next(unit)
-        return True
+        return reservation
+
+
+def _counted_s(expected_s: float) -> float:
+    return int(max(expected_s, LEAST_UNIT_S) * _PARTS) / _PARTS  # no more, or what has just room would have none

@@ -181,8 +181,7 @@ class Coordinator(Supply):
 
     def _succeeded(self, record: UnitRecord, message: dict[str, Any]) -> None:
         begun, ended = adapter.computed(message, record.bound)
-        held = self.matcher.held(record.id)
-        self.matcher.release(record.id)
+        held = self.matcher.release(record.id)
         self.unbound(record)
         self._stop_writing(record)
         self._match_soon()

@@ -245,3 +245,17 @@ def test_what_is_about_to_end_is_work_of_its_pilot_still() -> None:
     slots.release("b")
     slots.release("a")
     assert slots.backlog_s == 0.0
+
+
+def test_what_is_given_back_leaves_nothing_behind() -> None:
+    """In floating point, 0.1 + 0.2 - 0.1 - 0.2 is a little more than nothing: work that nobody does."""
+    slots = PilotSlots()
+    slots.add_worker("w", 8)
+    for unit, expected_s in (("a", 0.1), ("b", 0.2)):
+        assert slots.acquire(unit, 1, expected_s) is not None
+    for unit in "ab":
+        held = slots.release(unit)
+        assert held is not None
+        assert held.worker == "w"
+    assert slots.release("a") is None
+    assert (slots.backlog_s, slots.workers["w"].backlog_s) == (0.0, 0.0)
