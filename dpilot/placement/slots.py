@@ -11,8 +11,8 @@ __all__ = ["PilotSlots"]
 
 #: The least that a unit costs at a worker, however short: it bounds how many are queued there.
 LEAST_UNIT_S = 5e-4
-#: Expected times are counted in whole parts of a second: sums of these are exact, so that what is given back leaves
-#: nothing behind.
+#: Expected times are counted in whole parts of a second: sums of these are exact (of up to 2**29 s), so that what is
+#: given back leaves nothing behind.
 _PARTS = 2.0**24
 
 
@@ -209,7 +209,7 @@ class PilotSlots:
         One slot is taken at the least loaded worker. Several are taken idle, on as few workers as
         will do, and stay so until released.
         """
-        expected_s = _counted_s(expected_s)
+        expected_s = _whole_s(expected_s)
         if slots > 1 and self.idle - len(self._leaving) < slots:
             return None
         shares = self._shares(slots, expected_s, memory_nbytes, gpus)
@@ -257,8 +257,9 @@ class PilotSlots:
     def _change(self, worker: WorkerSlots, share: Share, sign: int, expected_s: float) -> None:
         """A unit takes its share of a worker (`sign` is 1), or gives it back (-1)."""
         worker.busy += sign * share.slots
-        worker.backlog_s += sign * share.slots * expected_s
-        self.backlog_s += sign * share.slots * expected_s
+        more_s = sign * share.slots * expected_s
+        worker.backlog_s += more_s
+        self.backlog_s += more_s
         self._count_idle(worker)
         if share.memory_nbytes:
             worker.free_nbytes -= sign * share.memory_nbytes
@@ -271,7 +272,7 @@ class PilotSlots:
     def expect(self, unit: str, expected_s: float) -> None:
         """How long `unit` will take is known better by now: it counts as so long."""
         reservation = self.reservations[unit]
-        expected_s = _counted_s(expected_s)
+        expected_s = _whole_s(expected_s)
         self.reservations[unit] = reservation._replace(expected_s=expected_s)
         more_s = expected_s - reservation.expected_s
         if unit in self._leaving:  # it is work of the pilot still, but holds nobody back at its worker
@@ -315,7 +316,7 @@ class PilotSlots:
         self._leaving.remove(unit)
         worker.leaving -= 1
         self.backlog_s -= reservation.expected_s
-        expected_s = max(_counted_s(least_s), reservation.expected_s)
+        expected_s = max(_whole_s(least_s), reservation.expected_s)
         self.reservations[unit] = reservation._replace(expected_s=expected_s)
         self._change(worker, share, 1, expected_s)
         return worker.following.popitem()[0] if worker.following else None
@@ -356,5 +357,5 @@ class PilotSlots:
         return reservation
 
 
-def _counted_s(expected_s: float) -> float:
+def _whole_s(expected_s: float) -> float:
     return int(max(expected_s, LEAST_UNIT_S) * _PARTS) / _PARTS  # no more, or what has just room would have none
