@@ -8,6 +8,9 @@ __all__ = ["LEAST_GAP_S", "RunTimes"]
 _WEIGHT = 0.3
 #: Where a slot would stand idle for no longer, no unit is sent ahead.
 LEAST_GAP_S = 0.01
+#: By so many of their mean deviations run times may be shorter than usual without a slot that stands idle: where nothing
+#: is lost by sending the next unit too early, and where it is.
+_EARLY, _SAFE = 0.5, 2.0
 
 
 class _Kind:
@@ -106,12 +109,13 @@ class RunTimes:
         known = self._kinds.get(kind)
         return None if known is None else known.mean_s
 
-    def follow_s(self, kind: str, gap_s: float, bring_s: float = 0.0) -> float | None:
+    def follow_s(self, kind: str, gap_s: float, bring_s: float = 0.0, is_queueing: bool = False) -> float | None:
         """How long a unit of `kind` runs at least, if the next one may be sent to its slot so that it is there then.
 
         None: the next one is sent once it has ended. What is sent must not wait for longer than messages take, for it
-        cannot go elsewhere meanwhile; so the end has to be known that well. Of a kind of which none has ended nothing
-        is known, but for long the next one does not wait there, either: see :mod:`~dpilot.placement.followers`.
+        cannot go elsewhere meanwhile; so the end has to be known that well, unless more than that wait for whatever
+        slot comes free. Of a kind of which none has ended nothing is known, but for long the next one does not wait
+        there, either: see :mod:`~dpilot.placement.followers`.
 
         Parameters
         ----------
@@ -120,13 +124,17 @@ class RunTimes:
             How long messages take to the slot's worker and back: so long it would stand idle.
         bring_s : float
             How long inputs take to be brought there: for so much longer it would.
+        is_queueing : bool
+            Whether so many wait for slots there that any other one that comes free will have one to run.
         """
         if gap_s + bring_s <= LEAST_GAP_S:
             return None
         known = self._kinds.get(kind)
         if known is None or known.mean_s is None:
             return 0.0
-        early_s = 2 * known.deviation_s
+        if is_queueing:
+            return max(0.0, known.mean_s - _EARLY * known.deviation_s)
+        early_s = _SAFE * known.deviation_s
         is_worth = early_s <= gap_s + bring_s and gap_s < 2 * (known.mean_s - early_s)
         return known.mean_s - early_s if is_worth else None
 

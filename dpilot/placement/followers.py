@@ -15,6 +15,8 @@ __all__ = ["Followers"]
 #: So many gaps after the next one should have come, a unit that was about to end is late: a slot that stands idle for
 #: one gap then, because the next one was taken back, loses little beside what it runs.
 _LATE_GAPS = 10.0
+#: Where more than so many wait for each slot, it is no matter whose end the next one waits for.
+_QUEUE = 0.5
 #: Nobody is late within less than this.
 _LEAST_S = 0.05
 
@@ -55,7 +57,7 @@ class Followers:
             if pilot is None:
                 continue
             gap_s, bring_s = pilot.slots.gap_s, pilot.slots.bring_s
-            run_s = matcher.runtimes.follow_s(kind, gap_s, bring_s)
+            run_s = matcher.runtimes.follow_s(kind, gap_s, bring_s, pilot.rounds > _QUEUE)
             if run_s is None:
                 continue
             if run_s:

@@ -102,6 +102,12 @@ class Pilot:
         """Whether it has workers that can bring something to its machine."""
         return self.slots.open > 0
 
+    @property
+    def rounds(self) -> float:
+        """How many wait for each of its slots; of several pools those of the one whose units wait most."""
+        around = {place.parent for place in self.places}
+        return max((place.rounds for place in self.places if place not in around), default=0.0)
+
     def could(self, need: Need) -> bool:
         """Whether it could meet a need if it was idle."""
         return (
@@ -345,6 +351,18 @@ class Place:
                 counts[kind] = number
             else:
                 counts.pop(kind, None)
+
+    @property
+    def rounds(self) -> float:
+        """How many slots are asked for, for each that it has, by what waits; of what waits around it an even part."""
+        if not self.slots:
+            return 0.0
+        rounds, place = sum(self.below.values()) / self.slots, self.parent
+        while place is not None:
+            if place.own and place.slots:
+                rounds += sum(place.own.values()) / place.slots
+            place = place.parent
+        return rounds
 
     def tail_s(self, runtimes: RunTimes) -> float:
         """Seconds until its slots will have done all that they hold and that waits for them.
