@@ -31,8 +31,8 @@ _MOST_QUEUES, _MOST_MOVABLE = 4, 4
 #: A slot that stands idle is given something if to bring it takes this part of a run at the most, and so much is won.
 _SHORT, _NOTABLE = 0.5, 0.25
 #: What would end sooner by less than twice this part of what its home has to do is not worth its way: both places would
-#: have half of it each.
-_SLIGHT = 0.05
+#: have half of it each. Nor is what would win less than this part of the time that its way takes, unless it is much.
+_SLIGHT, _OF_ITS_WAY, _MUCH = 0.05, 0.25, 0.125
 #: While fewer units wait, each counts; of more, so many steps make twice as many.
 _FINE = 16
 #: A link is tried for what is hoped to take at least so long: to wait for less costs little.
@@ -149,7 +149,7 @@ class Ahead(Wanted):
         for has_way, (_, option) in sorted(nearest.items(), reverse=True):
             # What it has to bring, for it is a guess; and where others lack data, the ways are theirs.
             spare_s = tail_s - (max(run_s, option.stage_s) if is_wanted else run_s) / 2 - option.score
-            if run_s < spare_s < 2 * _SLIGHT * tail_s:
+            if run_s < spare_s < 2 * max(_SLIGHT * tail_s, min(_OF_ITS_WAY * option.stage_s, _MUCH * tail_s)):
                 continue
             if run_s >= spare_s:
                 # For a slot that stands idle, units are counted in whole rounds: of a few that wait for more slots, the

@@ -15,7 +15,8 @@ __all__ = ["Followers"]
 #: So many gaps after the next one should have come, a unit that was about to end is late: a slot that stands idle for
 #: one gap then, because the next one was taken back, loses little beside what it runs.
 _LATE_GAPS = 10.0
-#: Where more than so many wait for each slot, it is no matter whose end the next one waits for.
+#: Where more than so many wait for each slot, it is no matter whose end the next one waits for; what is so short that
+#: it is queued does not depend on that.
 _QUEUE = 0.5
 #: Nobody is late within less than this.
 _LEAST_S = 0.05
@@ -57,7 +58,8 @@ class Followers:
             if pilot is None:
                 continue
             gap_s, bring_s = pilot.slots.gap_s, pilot.slots.bring_s
-            run_s = matcher.runtimes.follow_s(kind, gap_s, bring_s, pilot.rounds > _QUEUE)
+            is_queueing = matcher.runtimes.expected_s(kind) >= matcher.in_flight_s and pilot.rounds > _QUEUE
+            run_s = matcher.runtimes.follow_s(kind, gap_s, bring_s, is_queueing)
             if run_s is None:
                 continue
             if run_s:

@@ -58,6 +58,8 @@ def test_the_next_one_is_sent_ahead_only_where_the_end_is_known_well_enough():
     for seconds in (0.1, 3.0, 0.5, 2.0):
         runtimes.observe("uneven", seconds)
     assert runtimes.follow_s("uneven", gap_s) is None
+    mean_s = runtimes.known_s("uneven")
+    assert mean_s / 2 < runtimes.follow_s("uneven", gap_s, is_queueing=True) < mean_s, "any slot has one to run then"
     for _ in range(3):
         runtimes.observe("tiny", 0.01)
     assert runtimes.follow_s("tiny", gap_s) is None, "it is kept in line there instead"

@@ -51,6 +51,23 @@ def test_nobody_is_sent_after_a_unit_when_it_turns_out_that_that_does_not_end():
     assert not matching.returns
 
 
+def test_while_others_wait_the_next_one_follows_though_nobody_knows_when_the_one_before_ends():
+    def bound_before_the_end(n_waiting):
+        """What is bound behind a unit that should have run for long by then, while another runs."""
+        m = Matcher(Policy(Links(), 1.0))
+        m.add_pilot("p", Site("p"), 2)
+        m.add_worker("p", "p-0", 2)
+        m.set_gap("p", 0.1)
+        for seconds in (0.2, 3.0, 0.5, 2.0):
+            m.runtimes.observe("", seconds)
+        submit(m, "a", "b", *(f"cu-{number}" for number in range(n_waiting)))
+        assert len(bound(m)) == 2
+        return bound(m, m.runtimes.known_s(""))
+
+    assert bound_before_the_end(1) == {}, "it may yet go wherever a slot is free first"
+    assert bound_before_the_end(6) == {"cu-0": "p", "cu-1": "p"}
+
+
 def reads_at_home(m, gap_s, runs_s=None):
     """A matcher with one slot and two units that have their data beside it, one of them bound."""
     m.add_pilot("us", US, 1)

@@ -1,6 +1,7 @@
 """How good the placement is: makespans and bytes beside a bound and a plan, in simulated time, so always the same."""
 
 import dataclasses
+import random
 from collections import Counter
 from statistics import fmean
 
@@ -77,6 +78,27 @@ def test_what_was_sent_behind_a_unit_that_does_not_end_is_taken_back_and_not_los
     assert outcomes["done"] == 96
     assert outcomes["taken back"] > 0
     assert outcomes["lost"] == result.n_lost == 0
+
+
+@pytest.mark.parametrize(
+    ("n_units", "n_data", "mib", "spread", "most_mib"),
+    [(144, 24, 4, 0.6, 16), (96, 12, 16, 0.2, 0), (120, 6, 24, 0.3, 0)],
+)
+def test_where_run_times_vary_slots_do_not_stand_idle_and_hardly_anything_is_moved(
+    n_units, n_data, mib, spread, most_mib
+):
+    """Messages take 56 ms there and back, units 200 ms on average; all have their data beside as many slots."""
+    late, moved = [], 0
+    for seed in range(6):
+        draw = random.Random(seed)
+        base = far_away(uniform(seed=seed, n_units=n_units, n_data=n_data, nbytes=mib * MIB))
+        units = (dataclasses.replace(u, run_s=0.2 * draw.lognormvariate(-(spread**2) / 2, spread)) for u in base.units)
+        scenario = base.replace(units=tuple(units))
+        result = simulate(scenario, "dpilot")
+        late.append(result.makespan_s / (sum(unit.run_s for unit in scenario.units) / 6))
+        moved += result.far_nbytes
+    assert fmean(late) <= 1.2
+    assert moved <= 6 * most_mib * MIB
 
 
 def test_what_comes_from_a_store_nearby_is_brought_while_the_unit_before_runs():
