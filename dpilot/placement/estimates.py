@@ -8,7 +8,7 @@ __all__ = ["LEAST_GAP_S", "RunTimes"]
 _WEIGHT = 0.3
 #: Where a slot would stand idle for no longer, no unit is sent ahead.
 LEAST_GAP_S = 0.01
-#: By so many of their mean deviations run times may be shorter than usual with no slot that stands idle: where nothing is
+#: By so many of their mean deviations run times may be shorter than usual and no slot stands idle: where nothing is
 #: lost by sending the next unit too early, and where it is.
 _EARLY, _SAFE = 0.5, 2.0
 

@@ -197,11 +197,12 @@ def prioritize(task: TaskState, priority: float, order: float) -> None:
     task.priority = (-priority, -1, order)
 
 
-def bind(scheduler: Scheduler, bindings: Mapping[Key, str], bundled: Collection[Key] = ()) -> None:
+def bind(scheduler: Scheduler, bindings: Mapping[Key, str], bundled: Mapping[Key, bytes | None]) -> None:
     """Send parked tasks each to the worker (an address) that was chosen for it.
 
     Those in `bundled`, which depend on no others, go to the units' plugin there, in one message for each worker, as
-    :class:`Bundled`: to the scheduler they are being processed as any other, but the worker's own Dask hears nothing.
+    :class:`Bundled`, with their inputs: to the scheduler they are being processed as any other, but the worker's own
+    Dask hears nothing.
     """
     stimulus = _stimulus("bind")
     recommendations: dict[Key, TaskStateState] = {}
@@ -220,7 +221,7 @@ def bind(scheduler: Scheduler, bindings: Mapping[Key, str], bundled: Collection[
             unit = unit_of(task)
             assert unit is not None
             assert task.run_id is not None
-            bundles[address].append(Bundled(str(key), task.run_id, unit))
+            bundles[address].append(Bundled(str(key), task.run_id, unit, bundled[key]))
         recommendations.update(further)
         to_clients.update(for_clients)
         to_workers.update(for_workers)

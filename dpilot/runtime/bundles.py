@@ -1,8 +1,9 @@
 """Tiny units at a worker: many come in one message, run one after another, and are told of together.
 
 A task of Dask's costs more than a unit that does next to nothing. So units of a kind that is known to be short, which
-stage nothing, are sent to their worker as a *bundle*, past the worker's own Dask. To the scheduler each is a task like
-any other: bound, canceled and tried again by itself, and its end is told by Dask's own message.
+stage nothing but inputs that are on the machine, are sent to their worker as a *bundle*, past the worker's own Dask.
+To the scheduler each is a task like any other: bound, canceled and tried again by itself, and its end is told by
+Dask's own message.
 
 The threads of the worker run what waits in *turns*: after a few milliseconds a turn is over, what has ended is told,
 and the next turn gets in line behind other tasks. A unit that runs for longer than was thought is told of. When nothing
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from dpilot.runtime import adapter
 from dpilot.runtime.attempt import Attempt, small
+from dpilot.runtime.staging import heard
 from dpilot.runtime.work import Bundled
 
 if TYPE_CHECKING:
@@ -102,6 +104,8 @@ class Bundles:
                 unit = self._waiting.pop(key, None)
                 if unit is not None:
                     attempt = self._plugin.runs[key] = Attempt(unit.task, self._plugin)
+                    if unit.inputs is not None:
+                        attempt.expected["inputs"] = heard(unit.inputs)
                     self._running[key] = time.time()
                     self._has_moved = True
                     return unit, attempt

@@ -86,7 +86,7 @@ class Coordinator(Supply):
         record.recompute = record.program is None
         record.takes_results = bool(task.dependencies)
         record.ranks = unit.work.ranks if isinstance(unit.work, Program) else 0
-        stages = unit.request.inputs or unit.outputs or unit.transfers or task.dependencies
+        stages = unit.outputs or unit.transfers or task.dependencies
         record.is_plain = not stages and unit.request.slots == 1 and not unit.request.gpus and not record.ranks
         self.records.units[unit.id] = record
         self._unit_of[task.key] = record
@@ -302,24 +302,26 @@ class Coordinator(Supply):
             self._recheck = self._loop.call_later(_AGAIN_S, self._match_soon)
             return
         bound: dict[Key, str] = {}
-        bundled: set[Key] = set()
-        in_flight_s = self.matcher.in_flight_s
+        bundled: dict[Key, bytes | None] = {}
+        inputs: dict[tuple[str, tuple[str, ...]], bytes | None] = {}  # of bundled units: many read the same
         for binding in matching.bindings:
             record = self.records.units[binding.unit]
             record.pilot, record.worker, record.decision = binding.pilot, binding.worker, binding.decision
             record.attempt += 1
             bound[record.key] = binding.worker
-            # All that may be queued at a worker: else what is would be overtaken.
-            record.bundled = record.is_plain and self.matcher.runtimes.expected_s(record.request.kind) < in_flight_s
+            record.bundled = self._goes_in_a_bundle(record)
             if record.bundled:
                 record.bound = now
-                bundled.add(record.key)
+                reads = binding.worker, record.request.inputs
+                if reads not in inputs:
+                    inputs[reads] = self._told_inputs(record)
+                bundled[record.key] = inputs[reads]
                 continue
             if not self._begun:
                 self._loop.call_later(_TELL_AFTER_S, self._tell_begun)
             self._begun.append((record, record.attempt, now))
             record.bound = now
-            self._announce(record, binding.pilot, binding.worker)
+            self._announce(record, binding.worker)
         if bound:
             adapter.bind(self.scheduler, bound, bundled)
         for copy in matching.copies:
@@ -329,6 +331,16 @@ class Coordinator(Supply):
         self._ask_back(matching.returns)
         if matching.recheck_s is not None:
             self._recheck = self._loop.call_later(matching.recheck_s, self._match_soon)
+
+    def _goes_in_a_bundle(self, record: UnitRecord) -> bool:
+        """Whether a bound unit does: all that may be queued at a worker, else what is would be overtaken.
+
+        But for what has inputs to be brought: others would wait for that.
+        """
+        matcher = self.matcher
+        if not record.is_plain or matcher.runtimes.expected_s(record.request.kind) >= matcher.in_flight_s:
+            return False
+        return not matcher.transit.needs(record.id) or self._sees_inputs(record)
 
     async def _bring_ahead(self, copy: Copying) -> None:
         await self._bring(copy)
@@ -375,7 +387,8 @@ class Coordinator(Supply):
     def has_inputs(self, record: UnitRecord, brought_s: float, at: float) -> None:
         """A bound unit has its inputs, and runs since `at`; bringing them took `brought_s`, if they were not there."""
         now = time.time()
-        if record.pilot is not None and record.worker is not None and record.pilot not in self._gap_s:
+        is_alone = record.worker is not None and not record.bundled
+        if record.pilot is not None and is_alone and record.pilot not in self._gap_s:
             self._set_gap(record.pilot, now - record.bound - record.staged_s)
         self.matcher.staged(record.id, brought_s, self._late_s(record.worker, now - at), now=now)
         self._match_soon()
@@ -390,12 +403,19 @@ class Coordinator(Supply):
         usual_s = self._usual_s[worker] = _usually_s(self._usual_s.get(worker, took_s), took_s)
         return took_s - usual_s
 
-    def _announce(self, record: UnitRecord, pilot: str, worker: str) -> None:
+    def _told_inputs(self, record: UnitRecord) -> bytes | None:
+        """What a bound unit's worker is told of its inputs; None: there are none, or it will ask, and be told why."""
+        if record.request.inputs:
+            assert record.pilot is not None
+            with suppress(PilotError):
+                return told(self._inputs(record, self._pilot(record.pilot)))
+        return None
+
+    def _announce(self, record: UnitRecord, worker: str) -> None:
         """Tell a worker where a unit's inputs are, and which GPUs are the unit's, ahead of the unit."""
         message: dict[str, Any] = {}
-        if record.request.inputs:
-            with suppress(PilotError):  # it will ask, and be told
-                message["inputs"] = told(self._inputs(record, self._pilot(pilot)))
+        if (inputs := self._told_inputs(record)) is not None:
+            message["inputs"] = inputs
         if record.request.gpus:
             held = self.matcher.held(record.id)
             assert held is not None

@@ -260,7 +260,7 @@ class UnitRecord(Record):
         self.attempt = 0
         self.began: float | None = None  # when its thread began with it, which staged first; known at its end
         self.bound = 0.0  # when it was bound, in seconds since the epoch
-        self.is_plain = False  # whether it stages nothing and has not begun before: it may go in a bundle
+        self.is_plain = False  # whether it stages nothing but inputs and has not begun before: it may go in a bundle
         self.bundled = False  # whether it went to its worker in one
         self.ranks = 0  # of an MPI program; 0: it is none
         self.recompute = False  # whether Dask may run it again when its result was lost

@@ -76,7 +76,7 @@ class Supply(Herald):
         found: list[tuple[Any, Replica]] = []
         for store in stores:
             replica = self._replica(store, site, reader)
-            is_seen = replica.may_link and reader in store.hosts
+            is_seen = _may_link(store, site) and reader in store.hosts
             order = not is_seen, store.site != counted_on, links.rank(store.site, site), 0, store.id
             found.append((order, replica))
         assert data.manifest is not None
@@ -85,13 +85,20 @@ class Supply(Herald):
             found.append((order, Replica(pilot, place, int(at.distance(site)), False)))
         return [replica for _, replica in sorted(found, key=lambda one: one[0])]
 
+    def _sees_inputs(self, record: UnitRecord) -> bool:
+        """Whether the worker of a bound unit sees all that it reads as local files, so that nothing is brought."""
+        pilot, data, stores = self.records.pilots.get(record.pilot or ""), self.records.data, self.records.stores
+        return pilot is not None and all(
+            any(record.worker in stores[pd].hosts and _may_link(stores[pd], pilot.machine) for pd in data[du].replicas)
+            for du in record.request.inputs
+        )
+
     def _replica(self, store: StoreRecord, site: Site, reader: str | None) -> Replica:
         distance = store.site.distance(site)
         replica = None if store.hosts else store.seen_at.get(distance)
         if replica is None:
-            # Files may be linked where the path can be seen: not if the labels say that the store is far away.
-            may_link = distance is not Distance.OTHER_DATACENTER
-            replica = Replica(store.id, self.catalogue.place(store.id, reader), int(distance), may_link)
+            place = self.catalogue.place(store.id, reader)
+            replica = Replica(store.id, place, int(distance), _may_link(store, site))
             if not store.hosts:
                 store.seen_at[distance] = replica
         return replica
@@ -254,3 +261,8 @@ class Supply(Herald):
         task = self._loop.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def _may_link(store: StoreRecord, site: Site) -> bool:
+    """Whether files may be linked where the path can be seen: not if the labels say that the store is far away."""
+    return store.site.distance(site) is not Distance.OTHER_DATACENTER

@@ -94,11 +94,15 @@ class UnitTask:
 
 
 class Bundled(NamedTuple):
-    """A unit of a bundle, see ``bundles.py``: its task's key, Dask's number of the attempt, and the unit."""
+    """A unit of a bundle, see ``bundles.py``: its task's key, Dask's number of the attempt, the unit, and its inputs.
+
+    These are as ``staging.told`` tells of them, on the machine by then; None: it reads nothing, or is to ask.
+    """
 
     key: str
     run_id: int
     task: UnitTask
+    inputs: bytes | None = None
 
 
 class Reference(NamedTuple):
