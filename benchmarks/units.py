@@ -11,23 +11,34 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from distributed import Client, LocalCluster
 
-from dpilot import ComputeDataService, PilotComputeService, State
+from dpilot import ComputeDataService, PilotComputeService, PilotDataService, StagedData, State
 from dpilot.runtime.session import Session
 
 __all__ = ["Row", "measure"]
 
 SLOTS = 2
+FILE, FILE_NBYTES = "file", 1_000_000
 _numbers = itertools.count()
 
 
 def noop(number: int) -> None:
     """Do nothing; each call is another one, so that Dask does not take it for one that it has done."""
+
+
+def read(number: int, data: StagedData) -> None:
+    """Read a data unit of one file, which is on the machine."""
+    read_file(data.files[FILE], number)
+
+
+def read_file(path: str, number: int) -> None:
+    Path(path).read_bytes()
 
 
 def true(number: int) -> None:
@@ -51,7 +62,8 @@ def measure(n_functions: int, n_singles: int, n_programs: int, repeat: int) -> l
     Parameters
     ----------
     n_functions, n_singles, n_programs : int
-        How many no-op functions go in a batch, how many one by one, and how many times ``/bin/true`` runs.
+        How many no-op functions go in a batch, a fifth of them that read; how many one by one, and how many times
+        ``/bin/true`` runs.
     repeat : int
         The medians of so many runs are told.
 
@@ -60,13 +72,25 @@ def measure(n_functions: int, n_singles: int, n_programs: int, repeat: int) -> l
     list of Row
     """
     rows = _start_up(repeat)
-    with tempfile.TemporaryDirectory(prefix="dpilot-bench-") as directory, _services(directory) as (pcs, cds):
+    with tempfile.TemporaryDirectory(prefix="dpilot-bench-") as directory, _services(directory) as (pcs, pds, cds):
         pcs.wait_running()
         client: Client = pcs.client
         workers = list(client.scheduler_info(n_workers=-1)["workers"])
         cds.submit_compute_unit_batch(_functions(10))
         cds.wait()
         client.gather(client.map(noop, range(10), pure=False))
+        file = Path(directory, FILE)
+        file.write_bytes(bytes(FILE_NBYTES))
+        store = pds.create_pilot({"service_url": f"file://{directory}/store"})
+        data = store.submit_data_unit({"file_urls": [str(file)]})
+        assert data.wait() == State.Running, data.exception()
+
+        def reading(n: int) -> list[dict[str, Any]]:
+            return [{"executable": read, "args": (next(_numbers), data)} for _ in range(n)]
+
+        read_path = partial(read_file, str(file))
+        cds.submit_compute_unit_batch(reading(10))
+        cds.wait()
 
         def settle() -> None:
             """What a run leaves behind is the next one's no more: Dask forgets its tasks."""
@@ -110,6 +134,9 @@ def measure(n_functions: int, n_singles: int, n_programs: int, repeat: int) -> l
             _rate("no-op functions, a batch", "dpilot", by_dpilot(_functions), n_functions, repeat, settle),
             _rate("", "Client.map", by_map(noop), n_functions, repeat, settle),
             _rate("", "Client.map(workers=...)", by_map(noop, workers=workers), n_functions, repeat, settle),
+            _rate("functions that read 1 MB, a batch", "dpilot", by_dpilot(reading), n_functions // 5, repeat, settle),
+            _rate("", "Client.map", by_map(read_path), n_functions // 5, repeat, settle),
+            _rate("", "Client.map(workers=...)", by_map(read_path, workers=workers), n_functions // 5, repeat, settle),
             _rate(
                 "no-op functions, one by one", "dpilot", by_dpilot(_functions, single=True), n_singles, repeat, settle
             ),
@@ -169,20 +196,21 @@ def _programs(n: int) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _services(directory: str) -> Iterator[tuple[PilotComputeService, ComputeDataService]]:
-    with PilotComputeService() as pcs, ComputeDataService() as cds:
+def _services(directory: str) -> Iterator[tuple[PilotComputeService, PilotDataService, ComputeDataService]]:
+    with PilotComputeService() as pcs, PilotDataService() as pds, ComputeDataService() as cds:
         cds.add_pilot_compute_service(pcs)
+        cds.add_pilot_data_service(pds)
         pcs.create_pilot(
             {"service_url": "fork://localhost", "number_of_processes": SLOTS, "working_directory": directory}
         )
-        yield pcs, cds
+        yield pcs, pds, cds
 
 
 def _start_up(repeat: int) -> list[Row]:
     """Seconds from nothing (but the imports) to the first result, on two worker processes."""
 
     def dpilot() -> None:
-        with tempfile.TemporaryDirectory(prefix="dpilot-bench-") as directory, _services(directory) as (_, cds):
+        with tempfile.TemporaryDirectory(prefix="dpilot-bench-") as directory, _services(directory) as (_, _, cds):
             cds.submit(noop, 0).result()
         Session.close_all()
 

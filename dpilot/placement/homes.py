@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 
 from dpilot.placement.lines import Line
 from dpilot.placement.places import Place
@@ -111,7 +112,9 @@ def choose(
     if not able:
         if not could(pool.root):
             return [], []
-        if ahead and pool.root.keeps and any(view.sites for view in views):
+        # What is nowhere near any of them is to be brought first; what bears no label of a datacenter is near all.
+        zones = islice(pool.zones.values(), _MOST_ZONES)
+        if ahead and pool.root.keeps and all(is_far(views, zone.site) for zone in zones):
             return [pool.away], []
         if not (outputs or any(view.sites for view in views)) or len(pool.zones) > _MOST_ZONES:
             return [pool.root], []

@@ -490,3 +490,13 @@ def test_who_needs_nothing_brought_where_it_was_given_a_place_is_bound_at_once()
     assert matching.copies == []
     assert matching.recheck_s == 0.0
     assert bound(m, 0.0) == {"a": "us"}
+
+
+@pytest.mark.parametrize("store", [Site(), Site(None, "elsewhere")])
+@pytest.mark.parametrize("pilots", [{"p": Site(None, "(p)")}, {"eu": EU, "us": US}, {"p": Site(None, "(p)"), "us": US}])
+def test_data_that_bears_no_label_of_a_datacenter_is_near_all_pilots_and_nothing_waits_for_a_copy(store, pilots):
+    m = brings_ahead(**pilots)
+    submit(m, *(f"cu-{number}" for number in range(len(pilots))), **reads(m, "du", store))
+    matching = m.match(0.0)
+    assert {binding.pilot for binding in matching.bindings} == set(pilots)
+    assert not matching.copies
