@@ -387,8 +387,8 @@ class Coordinator(Supply):
     def has_inputs(self, record: UnitRecord, brought_s: float, at: float) -> None:
         """A bound unit has its inputs, and runs since `at`; bringing them took `brought_s`, if they were not there."""
         now = time.time()
-        is_alone = record.worker is not None and not record.bundled
-        if record.pilot is not None and is_alone and record.pilot not in self._gap_s:
+        is_told_at_once = record.worker is not None and not record.bundled  # others of a bundle came before it
+        if record.pilot is not None and is_told_at_once and record.pilot not in self._gap_s:
             self._set_gap(record.pilot, now - record.bound - record.staged_s)
         self.matcher.staged(record.id, brought_s, self._late_s(record.worker, now - at), now=now)
         self._match_soon()

@@ -76,7 +76,7 @@ class Supply(Herald):
         found: list[tuple[Any, Replica]] = []
         for store in stores:
             replica = self._replica(store, site, reader)
-            is_seen = _may_link(store, site) and reader in store.hosts
+            is_seen = replica.may_link and reader in store.hosts
             order = not is_seen, store.site != counted_on, links.rank(store.site, site), 0, store.id
             found.append((order, replica))
         assert data.manifest is not None
