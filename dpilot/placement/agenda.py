@@ -14,7 +14,7 @@ last time, and changes then only what is clearly better so: estimates vary, and 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 __all__ = ["Agenda", "Copy", "Venue"]
 
@@ -29,6 +29,7 @@ _POWER = 4
 _SLIGHTLY, _CLEARLY = 1e-9, 0.1
 
 K = TypeVar("K", bound=Hashable)
+P = TypeVar("P", bound=Hashable)
 
 
 class Copy(NamedTuple):
@@ -38,34 +39,32 @@ class Copy(NamedTuple):
     takes: tuple[tuple[Hashable, float], ...]
 
 
-class Venue(NamedTuple):
+class Venue(NamedTuple, Generic[P]):
     """A place, how many seconds of it running takes, and what has to be brought there."""
 
-    place: Hashable
+    place: P
     run_s: float
     copies: tuple[Copy, ...]
 
 
-class Agenda(Generic[K]):
+class Agenda(Generic[K, P]):
     """Who is to run where.
 
     Attributes
     ----------
-    given_s : dict
-        By place: how many seconds of work it is given.
+    given : dict
+        By place: who is to run there.
     """
 
     def __init__(self) -> None:
-        self.given_s: dict[Hashable, float] = {}
-        self._kept: dict[K, Hashable] = {}
+        self.given: dict[P, list[K]] = {}
         self._turn = 0
 
     def forget(self) -> None:
         """Nobody has a place."""
-        self.given_s.clear()
-        self._kept.clear()
+        self.given.clear()
 
-    def revise(self, options: Mapping[K, Sequence[Venue]], busy_s: Mapping[Hashable, float]) -> dict[K, int]:
+    def revise(self, options: Mapping[K, Sequence[Venue[P]]], busy_s: Mapping[Hashable, float]) -> dict[K, int]:
         """Find a place for each.
 
         Parameters
@@ -80,8 +79,9 @@ class Agenda(Generic[K]):
         dict
             By the same keys: which of the options it is.
         """
+        kept = {key: place for place, keys in self.given.items() for key in keys}
         before = [
-            next((n for n, option in enumerate(found) if option.place == self._kept.get(key)), None)
+            next((n for n, option in enumerate(found) if option.place == kept.get(key)), None)
             for key, found in options.items()
         ]
         search = _Search(options.values(), busy_s, _SLIGHTLY if None in before else _CLEARLY)
@@ -90,15 +90,16 @@ class Agenda(Generic[K]):
         self._turn = search.improve(self._turn, min(_MOST_LEFT_OUT, _MOST_LOOKED_AT // max(1, n_looked_at)))
         self.forget()
         for (key, found), number in zip(options.items(), search.chosen, strict=True):
-            place = self._kept[key] = found[number].place
-            self.given_s[place] = self.given_s.get(place, 0.0) + found[number].run_s
+            self.given.setdefault(found[number].place, []).append(key)
         return dict(zip(options, search.chosen, strict=True))
 
 
 class _Search:
     """A place for each line, by numbers."""
 
-    def __init__(self, options: Iterable[Sequence[Venue]], busy_s: Mapping[Hashable, float], better: float) -> None:
+    def __init__(
+        self, options: Iterable[Sequence[Venue[Any]]], busy_s: Mapping[Hashable, float], better: float
+    ) -> None:
         self.better = better  # by what part a change must be better
         lanes: dict[Hashable, int] = {}
         copies: dict[Hashable, int] = {}

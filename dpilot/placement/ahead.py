@@ -56,6 +56,7 @@ class Ahead(Wanted):
         super().__init__(matcher)
         self._seen: tuple[object, ...] = ()
         self._parting: _Parts = {}  # lines whose data is on its way to a further home, for a part of their units
+        self._given_s: dict[Place, float] = {}  # by place: what lines will take that the agenda has given it
 
     def order(self, now: float, is_idle: bool) -> list[Copying]:
         """What is to be brought from now on; `is_idle`: a slot is free that nobody takes."""
@@ -101,6 +102,9 @@ class Ahead(Wanted):
 
     def _send(self, pool: Pool, copies: list[Copying], now: float) -> None:
         busy, aside = pool.busy, list[tuple[float, int, Queue]]()
+        # The agenda may be older than what is known of run times.
+        given = pool.agenda.given.items()
+        self._given_s = {place: sum(self._holds_s(line, place, now) for line in lines) for place, lines in given}
         claims: _Claims = {}
         self._parting = {part: units for part, units in self._parting.items() if self._is_parting(*part)}
         while busy and len(aside) < _MOST_QUEUES:
@@ -140,7 +144,7 @@ class Ahead(Wanted):
         run_s = matcher.runtimes.shown_s(line.request.kind, now)
         homes = [queue.place for queue in line.queues]
         tail_s = self._home_tail_s(line, homes, run_s, now)
-        is_wanted = bool(line.pool.wanting or line.pool.agenda.given_s)
+        is_wanted = bool(line.pool.wanting or self._given_s)
         nearest: dict[bool, tuple[float, Option]] = {}  # of those to which there is a way now, and of the others
         for order, option in self._elsewhere(line, homes, claims, now):
             has_way = self._has_room(option.missing, option.place.site, now)
@@ -216,7 +220,7 @@ class Ahead(Wanted):
         self, line: Line, homes: Sequence[Place], claims: _Claims, now: float
     ) -> Iterator[tuple[float, Option]]:
         """Where else a line could run, were its data there: the least of these numbers is the best."""
-        matcher, given_s = self._matcher, line.pool.agenda.given_s
+        matcher, given_s = self._matcher, self._given_s
         views = matcher.views(line.request)
         away_s = 0.0 if given_s else line.pool.away_s(matcher.runtimes)
         for zone in islice(line.pool.zones.values(), MOST_ZONES):

@@ -447,7 +447,7 @@ class Pool:
         self.seen_to: tuple[tuple[int, ...], float] = (), inf
         # The same of what waits at homes that are swamped, and till when they have about as much to do.
         self.sent: tuple[tuple[int, ...], float, float] = (), inf, inf
-        self.agenda: Agenda[Line] = Agenda()  # where they are to run
+        self.agenda: Agenda[Line, Place] = Agenda()  # where they are to run
         self.zones: dict[str | None, Place] = {}  # by datacenter
         self.machines: dict[str, list[Place]] = {}
         self.version = 0  # another one whenever lines may have other homes

@@ -221,9 +221,9 @@ class Wanted(Copies):
 
     def _venues(self, pool: Pool, found: Mapping[Line, list[Option]], now: float) -> dict[Line, Option]:
         """Where lines should run, so that the ways and the places have as little to do as can be."""
-        links, runtimes = self._matcher.policy.links, self._matcher.runtimes
+        links = self._matcher.policy.links
         busy_s: dict[Hashable, float] = {}
-        venues: dict[Line, list[Venue]] = {}
+        venues: dict[Line, list[Venue[Place]]] = {}
         known: dict[_Key, tuple[Copy, ...]] = {}
 
         def copies(view: InputView, site: Site) -> tuple[Copy, ...]:
@@ -238,7 +238,6 @@ class Wanted(Copies):
             return Copy((view.id, site), takes), Copy((source.datacenter, site.datacenter), begins)
 
         for line, options in found.items():
-            run_s = line.length * runtimes.shown_s(line.request.kind, now)
             venues[line] = own = []
             for option in options:
                 place, brought = option.place, list[Copy]()
@@ -249,10 +248,14 @@ class Wanted(Copies):
                     if key not in known:
                         known[key] = copies(view, place.site)
                     brought += known[key]
-                held_s = run_s + line.length * self._site_s(line, place)
-                own.append(Venue(place, held_s / max(1, place.slots), tuple(brought)))
+                own.append(Venue(place, self._holds_s(line, place, now), tuple(brought)))
         chosen = pool.agenda.revise({line: own for line, own in venues.items() if own}, busy_s)
         return {line: found[line][number] for line, number in chosen.items()}
+
+    def _holds_s(self, line: Line, place: Place, now: float) -> float:
+        """How long a line would have all slots of a place, as far as run times were seen."""
+        unit_s = self._matcher.runtimes.shown_s(line.request.kind, now) + self._site_s(line, place)
+        return line.length * unit_s / max(1, place.slots)
 
     def _in_turn(self, choices: Mapping[_Key, _Choice], taken: dict[Hashable, float], now: float) -> list[_Choice]:
         """What may begin now, with all that is to be brought after it in mind.

@@ -18,14 +18,14 @@ def copy(du: str, home: str, site: str, seconds: float = 1.0) -> Copy:
     return Copy((du, site), ((f"from {home}", seconds), (f"to {site}", seconds)))
 
 
-def options(homes: dict[str, str], inputs: tuple[str, ...], run_s: float = 0.0) -> list[Venue]:
+def options(homes: dict[str, str], inputs: tuple[str, ...], run_s: float = 0.0) -> list[Venue[str]]:
     """Where a line may run that reads data units with these homes."""
     return [
         Venue(site, run_s, tuple(copy(du, homes[du], site) for du in inputs if homes[du] != site)) for site in SITES
     ]
 
 
-def longest(found: dict[str, list[Venue]], chosen: dict[str, int], busy_s: dict[str, float]) -> float:
+def longest(found: dict[str, list[Venue[str]]], chosen: dict[str, int], busy_s: dict[str, float]) -> float:
     """What the longest of the ways and places has to do."""
     load = dict(busy_s)
     copies: dict[object, Copy] = {}
@@ -39,7 +39,7 @@ def longest(found: dict[str, list[Venue]], chosen: dict[str, int], busy_s: dict[
     return max(load.values())
 
 
-def n_copies(found: dict[str, list[Venue]], chosen: dict[str, int]) -> int:
+def n_copies(found: dict[str, list[Venue[str]]], chosen: dict[str, int]) -> int:
     return len({each.id for line, number in chosen.items() for each in found[line][number].copies})
 
 
@@ -47,7 +47,7 @@ def test_what_serves_many_is_brought_and_not_one_thing_for_each() -> None:
     """Three lines read `a`, each with something else from elsewhere: it is `a` that travels."""
     homes = {"a": "eu", "b": "us", "c": "us", "d": "us"}
     found = {du: options(homes, ("a", du)) for du in "bcd"}
-    chosen = Agenda[str]().revise(found, {})
+    chosen = Agenda[str, str]().revise(found, {})
     assert {found[du][chosen[du]].place for du in "bcd"} == {"us"}
     assert n_copies(found, chosen) == 1
 
@@ -57,7 +57,7 @@ def test_a_third_place_is_taken_if_the_data_comes_there_anyway() -> None:
     found = {f"a{n}": options(homes, ("a", f"x{n}")) for n in range(3)}
     found |= {f"b{n}": options(homes, ("b", f"x{n}")) for n in range(3)}
     found["ab"] = options(homes, ("a", "b"))
-    chosen = Agenda[str]().revise(found, {})
+    chosen = Agenda[str, str]().revise(found, {})
     assert found["ab"][chosen["ab"]].place == "ap"
     assert n_copies(found, chosen) == 2
 
@@ -65,10 +65,10 @@ def test_a_third_place_is_taken_if_the_data_comes_there_anyway() -> None:
 def test_no_way_and_no_place_is_given_more_than_its_part() -> None:
     homes = {f"du{n}": "us" for n in range(6)}
     found = {du: [option for option in options(homes, (du,)) if option.place != "us"] for du in homes}
-    agenda = Agenda[str]()
+    agenda = Agenda[str, str]()
     places = [found[du][number].place for du, number in agenda.revise(found, {}).items()]
     assert sorted(places) == ["ap"] * 3 + ["eu"] * 3
-    agenda = Agenda[str]()
+    agenda = Agenda[str, str]()
     places = [found[du][number].place for du, number in agenda.revise(found, {"to ap": 4.0}).items()]
     assert sorted(places) == ["ap"] + ["eu"] * 5
 
@@ -84,7 +84,7 @@ def test_a_copy_has_a_price_where_the_ways_have_little_to_do(seconds: float) -> 
         ]
         for line, inputs in {"ab0": "ab", "ab1": "ab", "cd0": "cd", "cd1": "cd"}.items()
     }
-    chosen = Agenda[str]().revise(found, {})
+    chosen = Agenda[str, str]().revise(found, {})
     assert chosen["ab0"] == chosen["ab1"] != chosen["cd0"] == chosen["cd1"]
     assert n_copies(found, chosen) == 2
 
@@ -92,7 +92,7 @@ def test_a_copy_has_a_price_where_the_ways_have_little_to_do(seconds: float) -> 
 def test_who_has_a_place_keeps_it_if_another_one_is_no_better() -> None:
     homes = {f"du{n}": "us" for n in range(6)}
     found = {du: [option for option in options(homes, (du,)) if option.place != "us"] for du in homes}
-    agenda = Agenda[str]()
+    agenda = Agenda[str, str]()
     first = agenda.revise(found, {})
     for _ in range(10):
         assert agenda.revise(found, {}) == first
@@ -104,7 +104,7 @@ def test_who_has_a_place_keeps_it_if_another_one_is_no_better() -> None:
 def test_what_is_the_same_is_decided_alike() -> None:
     homes = {f"du{n}": SITES[n % 3] for n in range(12)}
     found = {f"{n}": options(homes, (f"du{n}", f"du{(5 * n + 4) % 12}"), 0.1) for n in range(12)}
-    assert Agenda[str]().revise(found, {}) == Agenda[str]().revise(dict(found), {})
+    assert Agenda[str, str]().revise(found, {}) == Agenda[str, str]().revise(dict(found), {})
 
 
 @given(
@@ -114,7 +114,7 @@ def test_what_is_the_same_is_decided_alike() -> None:
 def test_it_is_close_to_the_best_that_there_is(pairs: list[tuple[int, int]], busy_s: dict[str, float]) -> None:
     homes = {f"du{n}": SITES[n % 3] for n in range(6)}
     found = {str(n): options(homes, (f"du{a}", f"du{b}") if a != b else (f"du{a}",)) for n, (a, b) in enumerate(pairs)}
-    agenda = Agenda[str]()
+    agenda = Agenda[str, str]()
     for _ in range(3):
         chosen = agenda.revise(found, busy_s)
     assert chosen.keys() == found.keys()
@@ -127,7 +127,7 @@ def test_it_is_close_to_the_best_that_there_is(pairs: list[tuple[int, int]], bus
 def test_it_is_the_same_for_short_and_for_long_work(scale: float) -> None:
     homes = {f"du{n}": SITES[n % 3] for n in range(9)}
 
-    def cycle(scale: float) -> dict[str, list[Venue]]:
+    def cycle(scale: float) -> dict[str, list[Venue[str]]]:
         return {
             du: [
                 Venue(
@@ -140,7 +140,7 @@ def test_it_is_the_same_for_short_and_for_long_work(scale: float) -> None:
             for du, both in ((f"du{n}", (f"du{n}", f"du{(n + 4) % 9}")) for n in range(9))
         }
 
-    assert Agenda[str]().revise(cycle(scale), {}) == Agenda[str]().revise(cycle(1.0), {})
+    assert Agenda[str, str]().revise(cycle(scale), {}) == Agenda[str, str]().revise(cycle(1.0), {})
 
 
 def test_a_copy_that_is_named_twice_is_brought_once() -> None:
@@ -150,7 +150,7 @@ def test_a_copy_that_is_named_twice_is_brought_once() -> None:
     found = {
         n: [Venue("eu", 0.0, (*both, link, link, both[0])), Venue("ap", 0.0, (Copy(n, (("x", 9.0),)),))] for n in "123"
     }
-    agenda = Agenda[str]()
+    agenda = Agenda[str, str]()
     for _ in range(5):
         assert agenda.revise(found, {}) == {"1": 0, "2": 0, "3": 0}
     search = agenda_module._Search(found.values(), {}, 0.0)
@@ -162,7 +162,7 @@ def test_a_copy_that_is_named_twice_is_brought_once() -> None:
 def test_a_place_is_kept_unless_another_one_is_clearly_better() -> None:
     homes = {f"du{n}": "us" for n in range(5)}
     found = {du: [option for option in options(homes, (du,)) if option.place != "us"] for du in homes}
-    agenda = Agenda[str]()
+    agenda = Agenda[str, str]()
     first = agenda.revise(found, {"to eu": 2.0})
     assert agenda.revise(found, {"to eu": 1.95, "to ap": 0.05}) == first
     assert agenda.revise(found, {"to eu": 0.0, "to ap": 4.0}) != first
